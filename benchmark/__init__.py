@@ -1,0 +1,1 @@
+"""Runs things: plans cells, executes them, and writes one record for each."""

@@ -1,0 +1,80 @@
+"""What fine-tuning and the linear probe share: a supervised objective, and exact evaluation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmark.batches import Batch
+from benchmark.checkpoint import load_weights
+from benchmark.data import ImagePart
+from benchmark.layout import cell_folder
+from benchmark.pretrain import BACKBONE
+from benchmark.stage import CellContext
+from leaderboard.record import PREDICTIONS_NAME, Metric
+from methods import build_method
+from protocols.files import sha256_of_file, write_atomically
+
+EVALUATION_BATCH = 250
+
+
+class Classification(nn.Module):
+    """Cross-entropy of a classifier's logits, as the engine trains it."""
+
+    def __init__(self, classifier: nn.Module, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.label_smoothing = label_smoothing
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the images of this micro-batch."""
+        logits = self.classifier(batch["inputs"]).float()
+        return F.cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+
+    def positions(self, batch: Batch) -> Tensor:
+        """Images of this micro-batch."""
+        return torch.tensor(len(batch["labels"]))
+
+
+def backbone_of(context: CellContext) -> dict[str, Tensor]:
+    """The row's trunk: the parent's export, or the seed's initialisation where nothing was pre-trained.
+
+    Every method of one seed starts from that same initialisation.
+    """
+    if context.cell.parents:
+        parent = context.parent()
+        folder = cell_folder(context.work_dir, context.protocol.name, parent.cell_id)
+        return load_weights(folder / BACKBONE, digest=parent.artefacts[BACKBONE])
+    assert context.cell.method is not None
+    trunk = context.trunk(drop_path=0.0)
+    # The codebook belongs to a head that is not exported; any size gives the same trunk.
+    method = build_method(context.cell.method, trunk=trunk, codebook_size=2, seed=context.seed)
+    return method.export_backbone()
+
+
+@torch.inference_mode()
+def predict(classify: Callable[[Tensor], Tensor], inputs: Tensor, *, device: str) -> npt.NDArray[np.int64]:
+    """The most likely class of every input, int64 (n,): each once, in order, none padded or dropped."""
+    batches = inputs.split(EVALUATION_BATCH)
+    return torch.cat([classify(batch.to(device)).argmax(dim=1).cpu() for batch in batches]).numpy()
+
+
+def write_predictions(
+    folder: Path, images: ImagePart, predicted: npt.NDArray[np.int64]
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Keep every image's prediction; returns the metrics and the artefact's digest."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, image_ids=np.array(images.image_ids), labels=images.labels, predicted=predicted
+    )
+    write_atomically(folder / PREDICTIONS_NAME, buffer.getvalue())
+    correct = float(np.mean(predicted == images.labels))
+    metrics = {"top1_percent": Metric(value=100 * correct, n=len(images), unit="%")}
+    return metrics, {PREDICTIONS_NAME: sha256_of_file(folder / PREDICTIONS_NAME)}

@@ -1,0 +1,64 @@
+"""FLOPs of a cell in plain arithmetic; no torch.
+
+A multiply-add counts as two. Counted are matrix products: patch embedding, projections, attention
+products, MLPs and heads; norms, activations and softmax are left out, as torch's own counter does.
+A backward pass costs twice its forward pass; the patch embedding needs no gradient of its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from methods import method_spec
+from methods.specs import Pass, Work
+from protocols.hyperparameters import Value
+from protocols.schema import TrunkSpec
+
+CHANNELS = 3
+
+
+def block_flops(work: Pass) -> float:
+    """Forward FLOPs of all blocks of one pass over one image."""
+    width, hidden = work.width, int(work.width * work.mlp_ratio)
+    projections = 2 * width * width * (2 * work.query_rows + 2 * work.key_rows)
+    attention = 2 * 2 * work.pairs * width
+    mlp = 2 * 2 * work.query_rows * width * hidden
+    return float(work.blocks * (projections + attention + mlp))
+
+
+def embedding_flops(trunk: TrunkSpec) -> float:
+    """Forward FLOPs of the patch convolution over one image."""
+    return float(2 * trunk.patches * CHANNELS * trunk.patch_size**2 * trunk.width)
+
+
+def forward_flops(trunk: TrunkSpec) -> float:
+    """Forward FLOPs of the plain trunk over one image: class token and all patches."""
+    rows = 1 + trunk.patches
+    full = Pass(
+        blocks=trunk.depth,
+        width=trunk.width,
+        query_rows=rows,
+        key_rows=rows,
+        pairs=rows * rows,
+        mlp_ratio=trunk.mlp_ratio,
+    )
+    return embedding_flops(trunk) + block_flops(full)
+
+
+def training_flops(
+    method: str, trunk: TrunkSpec, hyperparameters: Mapping[str, Value], *, codebook_size: int
+) -> float:
+    """Forward and backward FLOPs of one image under the method's objective; 0 without one.
+
+    Block-wise masks that fall short of their target count as if they met it.
+    """
+    describe = method_spec(method).work
+    if describe is None:
+        return 0.0
+    work: Work = describe(trunk, hyperparameters)
+    total = 2 * embedding_flops(trunk)
+    for stack in work.passes:
+        total += block_flops(stack) * (3 if stack.has_gradient else 1)
+    for rows, inputs, outputs, has_gradient in work.projections:
+        total += 2.0 * rows * inputs * outputs * (3 if has_gradient else 1)
+    return total + 3 * 2.0 * work.predicted * work.head_width * codebook_size

@@ -1,0 +1,354 @@
+"""Training on mmengine: the one file that knows its Runner, loops, hooks and optimiser wrapper.
+
+mmengine is used as a shell. Its checkpointing, resuming, samplers, seeding and metric history lose
+data or slow down with time, so they are replaced here: everything is a pure function of (seed, step),
+no random state is saved, and a run that is killed and resumed ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from benchmark.batches import Batch, StepDataset
+from benchmark.checkpoint import load_newest, save_checkpoint
+from benchmark.interrupt import StopFlag
+from benchmark.layout import METRICS_NAME
+from benchmark.runtime import Runtime
+from methods.patterns import keyed_hash
+
+METRICS_EVERY = 10
+DROP_PATH = 6  # hash stream of the per-step seed
+_runs = count()
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Objective(Protocol):
+    """What the engine trains: a module that turns a batch into a mean loss over counted positions."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss over this micro-batch's positions, with gradient."""
+        ...
+
+    def positions(self, batch: Batch) -> Tensor:
+        """How many positions that mean is over, a scalar int64: no weights involved."""
+        ...
+
+
+class Schedule(Protocol):
+    """Sets the optimiser's learning rates of one step; a function of the step alone."""
+
+    def step_update(self, num_updates: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training run. `model` must be an `Objective` too; `folder` keeps metrics and checkpoints."""
+
+    model: nn.Module
+    data: StepDataset
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    clip_grad_norm: float | None
+    seed: int
+    folder: Path
+    stop: StopFlag = field(default_factory=StopFlag)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """`seconds` of training over all attempts, lost work not counted; `loss` of the last metrics line."""
+
+    loss: float
+    seconds: float
+    images_seen: int
+
+
+def train(training: Training, runtime: Runtime) -> TrainingResult:
+    """Train to the end, going on from the newest checkpoint in `training.folder`.
+
+    Raises TrainingDiverged on a non-finite loss and Interrupted after a checkpoint when
+    `training.stop` was raised.
+    """
+    runner = _Shell(training, runtime)
+    with training.stop.deferred():
+        runner.train()
+    loop = runner.train_loop
+    assert isinstance(loop, _StepLoop)
+    steps = training.data.steps
+    return TrainingResult(loop.last_loss, loop.seconds, steps.total * steps.global_batch)
+
+
+class _TrainStep(BaseModel):
+    """mmengine's train_step contract around an objective."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, share: Tensor, mode: str, **batch: Tensor) -> dict[str, Tensor]:
+        loss: Tensor = self.objective.loss(batch)  # type: ignore[operator]
+        return {"loss": loss * share}
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return losses["loss"], {"loss": losses["loss"].detach()}
+
+
+class _Optimiser(OptimWrapper):
+    """Accumulation and no_sync by mmengine; bf16 by autocast alone; clipping without its history."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, runtime: Runtime, clip: float | None) -> None:
+        super().__init__(optimizer, accumulative_counts=runtime.accumulation)
+        self._clip, self._runtime = clip, runtime
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        half = self._runtime.precision == "bf16"
+        with super().optim_context(model), torch.autocast(self._runtime.device, torch.bfloat16, enabled=half):
+            yield
+
+    def step(self, **kwargs: Any) -> None:
+        if self._clip is not None:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._clip)
+        self.optimizer.step(**kwargs)
+
+
+@LOOPS.register_module(force=True)
+class _StepLoop(BaseLoop):
+    """Steps start..total-1: seed, learning rate, micro-batches, update, hooks."""
+
+    def __init__(self, runner: _Shell, dataloader: Any) -> None:
+        super().__init__(runner, dataloader)
+        self.training = runner.training
+        self.total = runner.training.data.steps.total
+        self.step = 0
+        self.seconds_before = 0.0
+        self.last_loss = math.nan
+        self._started = time.perf_counter()
+
+    @property
+    def iter(self) -> int:
+        return 0  # the optimiser wrapper counts micro-batches from here; we resume on whole steps only
+
+    @property
+    def max_iters(self) -> int:
+        return (self.total - self.step) * self.runner.runtime.accumulation
+
+    @property
+    def epoch(self) -> int:
+        return self.training.data.steps.epoch(self.step)
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def run(self) -> nn.Module:
+        runner, training = self.runner, self.training
+        runner.model.train()
+        self._started = time.perf_counter()
+        for micro_batches in runner.loader(self.step):
+            key = torch.tensor([runner.rank])
+            torch.manual_seed(int(keyed_hash(training.seed, self.step, key, stream=DROP_PATH)))
+            training.schedule.step_update(self.step)
+            outputs = self._step(micro_batches)
+            self.step += 1
+            runner.call_hook("after_train_iter", batch_idx=self.step, data_batch=None, outputs=outputs)
+        runner.model.eval()
+        return runner.model
+
+    def _step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimiser step on the mean over all positions of the global batch.
+
+        Positions differ per image in some objectives, so a mean of the processes' or micro-batches'
+        means would be another loss: each share is weighted by its count over the global count.
+        """
+        runner = self.runner
+        objective = runner.training.model
+        counts = [objective.positions(batch).double().cpu() for batch in micro_batches]
+        total = torch.stack(counts).sum()
+        if runner.world_size > 1:
+            shared = total.to(runner.runtime.device)
+            dist.all_reduce(shared)
+            total = shared.cpu()
+        parts = len(micro_batches) * runner.world_size
+        loss = torch.zeros((), device=runner.runtime.device)
+        for batch, positions in zip(micro_batches, counts, strict=True):
+            share = (positions * parts / total).float()
+            data = {**batch, "share": share}
+            outputs = runner.model.train_step(data, runner.optim_wrapper)
+            loss += outputs["loss"] / len(micro_batches)
+        return {"loss": loss}
+
+
+class _Progress(Hook):
+    """An append-only metrics file: one line every few steps, its loss the mean since the last line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+        self._mark = time.perf_counter()
+
+    def after_train_iter(
+        self, runner: _Shell, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        self._sum = self._sum + outputs["loss"]
+        self._count += 1
+        loop = runner.train_loop
+        if loop.step % METRICS_EVERY and loop.step != loop.total:
+            return
+        mean = torch.as_tensor(self._sum / self._count)
+        if runner.world_size > 1:
+            dist.all_reduce(mean)
+            mean /= runner.world_size
+        loop.last_loss = float(mean)
+        now = time.perf_counter()
+        rate = self._count * loop.training.data.steps.global_batch / max(now - self._mark, 1e-9)
+        self._sum, self._count, self._mark = 0.0, 0, now
+        if not math.isfinite(loop.last_loss):
+            raise TrainingDiverged(f"the loss is {loop.last_loss} at step {loop.step} of {loop.total}")
+        if runner.rank == 0:
+            line = {
+                "step": loop.step,
+                "steps": loop.total,
+                "epoch": loop.step / loop.training.data.steps.per_epoch,
+                "loss": loop.last_loss,
+                "lr": max(group["lr"] for group in loop.training.optimizer.param_groups),
+                "images_per_second": round(rate, 1),
+                "seconds": round(loop.seconds, 3),
+            }
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+
+class _Checkpoints(Hook):
+    """Resumes before the first step; saves at intervals of time and when asked to stop."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self._folder, self._seconds = folder, seconds
+        self._last = time.perf_counter()
+
+    def before_run(self, runner: _Shell) -> None:
+        state = load_newest(self._folder)
+        if state is not None:
+            runner.training.model.load_state_dict(state["model"], strict=True)
+            runner.training.optimizer.load_state_dict(state["optimizer"])
+            loop = runner.train_loop
+            loop.step, loop.seconds_before, loop.last_loss = state["step"], state["seconds"], state["loss"]
+            runner.logger.info("going on from step %d of %d", loop.step, loop.total)
+
+    def after_train_iter(
+        self, runner: _Shell, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        loop, stop = runner.train_loop, runner.training.stop
+        due = time.perf_counter() - self._last >= self._seconds
+        # Processes agree on when to save only by asking each other; one process need not ask.
+        if runner.world_size > 1:
+            asked = torch.tensor([float(due), float(stop.raised)], device=runner.runtime.device)
+            dist.all_reduce(asked, dist.ReduceOp.MAX)
+            due, stopping = bool(asked[0]), bool(asked[1])
+        else:
+            stopping = stop.raised
+        if not (due or stopping or loop.step == loop.total):
+            return
+        self._last = time.perf_counter()
+        if runner.rank == 0:
+            state = {
+                "model": runner.training.model.state_dict(),
+                "optimizer": runner.training.optimizer.state_dict(),
+                "seconds": loop.seconds,
+                "loss": loop.last_loss,
+            }
+            save_checkpoint(self._folder, loop.step, state)
+        if stopping and loop.step != loop.total:
+            stop.interrupt(f"at step {loop.step} of {loop.total}")
+
+
+class _Shell(Runner):
+    """mmengine's Runner without its environment probing, logging, history and weight initialisation."""
+
+    def __init__(self, training: Training, runtime: Runtime) -> None:
+        self.training, self.runtime = training, runtime
+        training.folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            model=_TrainStep(training.model),
+            work_dir=str(training.folder),
+            train_dataloader=training.data,
+            train_cfg={"type": "_StepLoop"},
+            optim_wrapper=_Optimiser(training.optimizer, runtime=runtime, clip=training.clip_grad_norm),
+            custom_hooks=[
+                _Progress(training.folder / METRICS_NAME),
+                _Checkpoints(training.folder / "checkpoints", runtime.checkpoint_seconds),
+            ],
+            randomness={"seed": training.seed},
+            experiment_name=f"training-{next(_runs)}",
+        )
+
+    def loader(self, start: int) -> DataLoader[list[Batch]]:
+        """Micro-batches of the steps from `start` to the end, whole steps at a time."""
+        data = self.training.data
+        workers = self.runtime.workers
+        return DataLoader(
+            data,
+            batch_size=None,
+            sampler=range(start, data.steps.total),
+            num_workers=workers,
+            pin_memory=self.runtime.device == "cuda",
+            prefetch_factor=4 if workers else None,
+            timeout=600 if workers else 0,
+        )
+
+    # What follows replaces parts of mmengine that are broken, slow or wrong here (docs/engine.md).
+
+    def setup_env(self, env_cfg: Any) -> None:
+        distributed = dist.is_available() and dist.is_initialized()
+        self._rank = dist.get_rank() if distributed else 0
+        self._world_size = dist.get_world_size() if distributed else 1
+        self._timestamp = "."
+
+    def _log_env(self, env_cfg: Any) -> None:
+        """benchmark/provenance.py records the environment; mmengine's probe starts a compiler."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> logging.Logger:
+        return logging.getLogger(__name__)
+
+    def build_visualizer(self, visualizer: Any = None) -> None:
+        """Metrics go to metrics.jsonl alone."""
+
+    def dump_config(self) -> None:
+        """Protocols are ours; there is no mmengine config to dump."""
+
+    def register_hooks(self, default_hooks: Any = None, custom_hooks: Any = None) -> None:
+        self.register_custom_hooks(custom_hooks)
+
+    def _init_model_weights(self) -> None:
+        """mmengine would call `init_weights` of timm's trunk and overwrite what was loaded."""
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
+        model = model.to(self.runtime.device)
+        if self._world_size == 1:
+            return model
+        devices = [torch.cuda.current_device()] if self.runtime.device == "cuda" else None
+        return MMDistributedDataParallel(module=model, device_ids=devices, broadcast_buffers=False)

@@ -1,0 +1,242 @@
+"""Runs a plan's cells side by side, each in a fresh process, parents before children.
+
+Processes are forked from a server that has imported torch once and started nothing: a cell starts in
+milliseconds instead of seconds, and memory, signals, random state and CUDA stay apart all the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import FrameType
+from typing import Protocol as Interface
+
+from benchmark.job import Job, run_in_child
+from benchmark.layout import cell_folder
+from benchmark.plan import Cell
+from benchmark.record_cell import write_cell_record
+from benchmark.runtime import Runtime
+from leaderboard.record import Record, read_record
+from protocols.errors import HarnessError
+from protocols.schema import Protocol
+
+POLL_SECONDS = 0.25
+GRACE_SECONDS = 10.0
+ATTEMPTS = 3
+INTERRUPTED = 143
+
+
+class Stopped(Exception):
+    """SIGINT or SIGTERM arrived; `exit_code` is what the command line returns."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        super().__init__(signal.Signals(number).name)
+
+
+class Display(Interface):
+    """What shows the progress of running cells."""
+
+    def running(self, cells: Sequence[Cell], finished: int, total: int) -> None:
+        """Called a few times a second with what runs now."""
+        ...
+
+    def ended(self, cell: Cell, record: Record) -> None:
+        """Called once for every cell that ended in this run."""
+        ...
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: ForkServerProcess
+    slot: int
+
+
+def execute(
+    plan: Sequence[Cell],
+    protocol: Protocol,
+    runtime: Runtime,
+    work_dir: Path,
+    *,
+    display: Display,
+    redo_failed: bool = False,
+) -> list[Record]:
+    """Run what is not done yet; returns one record for every cell of the plan, in its order.
+
+    Raises Stopped after ending its children when a signal arrives, and HarnessError if the work dir
+    cannot be used or another run is using it.
+    """
+    with _exclusive(work_dir / protocol.name), _signals():
+        return _Execution(plan, protocol, runtime, work_dir, display, redo_failed).run()
+
+
+class _Execution:
+    def __init__(
+        self,
+        plan: Sequence[Cell],
+        protocol: Protocol,
+        runtime: Runtime,
+        work_dir: Path,
+        display: Display,
+        redo_failed: bool,
+    ) -> None:
+        self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
+        self.display = display
+        self.records: dict[str, Record] = {}
+        self.starts: dict[str, int] = {}
+        self.live: list[_Running] = []
+        # A cell's weight is the longest chain of work that hangs on it: long chains start first.
+        self.weight: dict[str, float] = {}
+        for cell in reversed(plan):
+            self.weight[cell.id] = self.weight.get(cell.id, 0.0) + cell.train_flops
+            for parent in cell.parents:
+                self.weight[parent] = max(self.weight.get(parent, 0.0), self.weight[cell.id])
+        for cell in plan:
+            record = read_record(cell_folder(work_dir, protocol.name, cell.id))
+            settled = record is not None and (
+                record.status == "done" or (record.status == "failed" and not redo_failed)
+            )
+            if record is not None and settled:
+                self.records[cell.id] = record
+
+    def run(self) -> list[Record]:
+        try:
+            while len(self.records) < len(self.plan):
+                self._skip_orphans()
+                self._start_ready()
+                self.display.running([one.cell for one in self.live], len(self.records), len(self.plan))
+                wait([one.process.sentinel for one in self.live], timeout=POLL_SECONDS)
+                self._collect()
+        finally:
+            self._end_children()
+        return [self.records[cell.id] for cell in self.plan]
+
+    def _start_ready(self) -> None:
+        waiting = [cell for cell in self.plan if cell.id not in self.records and not self._is_live(cell)]
+        ready = [cell for cell in waiting if all(self._is_done(parent) for parent in cell.parents)]
+        ready.sort(key=lambda cell: -self.weight[cell.id])
+        free = sorted(set(range(self.runtime.jobs)) - {one.slot for one in self.live})
+        for cell, slot in zip(ready, free, strict=False):
+            self.starts[cell.id] = self.starts.get(cell.id, 0) + 1
+            self.live.append(_Running(cell, self._spawn(cell, slot), slot))
+
+    def _spawn(self, cell: Cell, slot: int) -> ForkServerProcess:
+        job = Job(cell=cell, protocol=self.protocol, runtime=self.runtime, work_dir=self.work_dir, slot=slot)
+        process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
+        process.start()
+        return process
+
+    def _collect(self) -> None:
+        for one in [one for one in self.live if one.process.exitcode is not None]:
+            self.live.remove(one)
+            record = read_record(cell_folder(self.work_dir, self.protocol.name, one.cell.id))
+            code = one.process.exitcode
+            status = {0: "done", 1: "failed"}.get(code if code is not None else -1)
+            if record is not None and record.status == status:
+                self._settle(one.cell, record)
+            elif self.starts[one.cell.id] >= ATTEMPTS:
+                how = (
+                    f"killed by {signal.Signals(-code).name}"
+                    if code and code < 0
+                    else f"ended with code {code}"
+                )
+                error = f"the process was {how} {ATTEMPTS} times; out of memory? see the log"
+                self._settle(one.cell, self._write(one.cell, "failed", error))
+            # Otherwise the process was killed from outside: it starts again from its checkpoint.
+
+    def _skip_orphans(self) -> None:
+        for cell in self.plan:
+            bad = [parent for parent in cell.parents if self._has_ended_badly(parent)]
+            if bad and cell.id not in self.records:
+                record = self._write(cell, "skipped", f"cell {bad[0]}, which this one needs, did not succeed")
+                self._settle(cell, record)
+
+    def _write(self, cell: Cell, status: str, error: str) -> Record:
+        return write_cell_record(
+            cell,
+            self.protocol,
+            self.runtime,
+            self.work_dir,
+            status="failed" if status == "failed" else "skipped",
+            error=error,
+            peak_memory_bytes=0,
+        )
+
+    def _settle(self, cell: Cell, record: Record) -> None:
+        self.records[cell.id] = record
+        self.display.ended(cell, record)
+
+    def _is_live(self, cell: Cell) -> bool:
+        return any(one.cell.id == cell.id for one in self.live)
+
+    def _is_done(self, cell_id: str) -> bool:
+        return cell_id in self.records and self.records[cell_id].status == "done"
+
+    def _has_ended_badly(self, cell_id: str) -> bool:
+        return cell_id in self.records and self.records[cell_id].status != "done"
+
+    def _end_children(self) -> None:
+        """Ask politely, so that training saves its step; then insist."""
+        for one in self.live:
+            one.process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for one in self.live:
+            one.process.join(max(0.0, deadline - time.monotonic()))
+        for one in self.live:
+            if one.process.exitcode is None:
+                one.process.kill()
+                one.process.join()
+
+
+def _server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
+    """The fork server, started on first use; what it imports must start no threads and no CUDA."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(runtime.threads)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmark.worker"])
+    return context
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """One run at a time in one work dir; the kernel drops the lock with its owner."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise HarnessError(f"work dir {folder.parent} cannot be used: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HarnessError(
+                f"another run is using {folder}; wait for it, end it, or give another --work-dir"
+            ) from None
+        yield
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM become Stopped in the main thread, once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

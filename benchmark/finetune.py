@@ -1,0 +1,93 @@
+"""Stage `finetune`: all weights trained on labels, then measured once, after the last epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.checkpoint import clear_checkpoints
+from benchmark.classification import Classification, backbone_of, predict, write_predictions
+from benchmark.data import ImagePart
+from benchmark.engine import Training, train
+from benchmark.optim import build_optimizer, build_schedule
+from benchmark.stage import CellContext, StageResult
+from benchmark.transforms import normalise, random_flip, random_shift
+from methods.trunk import build_classifier
+from protocols.schema import Data, FineTuning
+
+
+class LabelledBatches:
+    """Positions and epoch -> augmented images and labels; pure in (seed, epoch, sample id)."""
+
+    def __init__(self, images: ImagePart, data: Data, recipe: FineTuning, *, seed: int) -> None:
+        self.images, self.data, self.recipe, self.seed = images, data, recipe, seed
+        self.pixels = images.pixels(data.image_size)
+
+    def __call__(self, positions: npt.NDArray[np.int64], epoch: int) -> Batch:
+        sample_ids = torch.from_numpy(self.images.sample_ids[positions])
+        pixels = random_shift(
+            torch.from_numpy(self.pixels[positions]),
+            sample_ids,
+            padding=self.recipe.crop_padding,
+            epoch=epoch,
+            seed=self.seed,
+        )
+        pixels = random_flip(
+            pixels, sample_ids, probability=self.recipe.horizontal_flip, epoch=epoch, seed=self.seed
+        )
+        return {
+            "inputs": normalise(pixels, self.data.mean, self.data.std),
+            "labels": torch.from_numpy(self.images.labels[positions]),
+        }
+
+
+def run(context: CellContext) -> StageResult:
+    """Fine-tune the row's trunk and predict every evaluated image once."""
+    protocol, runtime = context.protocol, context.runtime
+    recipe = protocol.evaluations[context.cell.evaluation or ""]
+    assert isinstance(recipe, FineTuning)
+    labelled = context.images("training").first(recipe.labelled_images)
+    evaluated = context.images(recipe.evaluated_part)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        classifier = build_classifier(
+            context.trunk(drop_path=recipe.drop_path),
+            classes=len(labelled.classes),
+            backbone=backbone_of(context),
+        ).to(runtime.device)
+    steps = Steps(len(labelled), recipe.global_batch, recipe.epochs, context.seed)
+    optimizer = build_optimizer(
+        classifier, recipe, undecayed=set(classifier.no_weight_decay()), layer_decay=recipe.layer_decay
+    )
+    training = Training(
+        model=Classification(classifier, label_smoothing=recipe.label_smoothing),
+        data=StepDataset(
+            steps,
+            LabelledBatches(labelled, protocol.data, recipe, seed=context.seed),
+            micro_batch=runtime.micro_batch(recipe.global_batch),
+            processes=runtime.processes,
+        ),
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, recipe, steps),
+        clip_grad_norm=recipe.clip_grad_norm,
+        seed=context.seed,
+        folder=context.folder,
+        stop=context.stop,
+    )
+    result = train(training, runtime)
+    pixels = torch.from_numpy(evaluated.pixels(protocol.data.image_size))
+    inputs = normalise(pixels, protocol.data.mean, protocol.data.std)
+    metrics, artefacts = write_predictions(
+        context.folder, evaluated, predict(classifier.eval(), inputs, device=runtime.device)
+    )
+    clear_checkpoints(context.folder / "checkpoints")
+    return StageResult(
+        metrics=metrics,
+        data=evaluated,
+        seconds=result.seconds,
+        images_seen=result.images_seen,
+        train_flops=context.cell.train_flops,
+        artefacts=artefacts,
+    )

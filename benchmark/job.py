@@ -1,0 +1,28 @@
+"""What a child process is asked to do; importing this loads no torch, running it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark.plan import Cell
+from benchmark.runtime import Runtime
+from protocols.schema import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A cell and where to run it. `slot` numbers the GPU of a machine with several."""
+
+    cell: Cell
+    protocol: Protocol
+    runtime: Runtime
+    work_dir: Path
+    slot: int
+
+
+def run_in_child(job: Job) -> None:
+    """The target of a child process: always ends by SystemExit with the worker's exit codes."""
+    from benchmark.worker import run_job
+
+    run_job(job)

@@ -1,0 +1,108 @@
+"""Stage `linear-probe`: a linear classifier on the frozen trunk's mean patch token.
+
+One rule for all methods: the last block, the pre-training norm, the mean over patches, no class
+token, no batch norm. Without augmentation the features are computed once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.checkpoint import clear_checkpoints
+from benchmark.classification import (
+    EVALUATION_BATCH,
+    Classification,
+    backbone_of,
+    predict,
+    write_predictions,
+)
+from benchmark.data import ImagePart
+from benchmark.engine import Training, train
+from benchmark.optim import build_optimizer, build_schedule
+from benchmark.stage import CellContext, StageResult
+from benchmark.transforms import normalise
+from methods.trunk import build_trunk
+from protocols.schema import Data, LinearProbe
+
+STD_FLOOR = 1e-6  # a feature that never varies stays zero instead of becoming noise
+
+
+def run(context: CellContext) -> StageResult:
+    """Features once, then the classifier; every evaluated image is predicted once."""
+    protocol, runtime = context.protocol, context.runtime
+    recipe = protocol.evaluations[context.cell.evaluation or ""]
+    assert isinstance(recipe, LinearProbe)
+    labelled = context.images("training").first(recipe.labelled_images)
+    evaluated = context.images(recipe.evaluated_part)
+    trunk = build_trunk(context.trunk(drop_path=0.0))
+    trunk.load_state_dict(backbone_of(context), strict=True)
+    trunk = trunk.eval().to(runtime.device)
+    features = {
+        part.name: patch_mean_features(trunk, part, protocol.data, device=runtime.device)
+        for part in (labelled, evaluated)
+    }
+    if recipe.standardise:
+        mean, std = features[labelled.name].mean(dim=0), features[labelled.name].std(dim=0)
+        features = {name: (values - mean) / std.clamp(min=STD_FLOOR) for name, values in features.items()}
+    labels = torch.from_numpy(labelled.labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        classifier = linear_classifier(trunk.embed_dim, len(labelled.classes)).to(runtime.device)
+
+    def make_batch(positions: npt.NDArray[np.int64], epoch: int) -> Batch:
+        chosen = torch.from_numpy(positions)
+        return {"inputs": features[labelled.name][chosen], "labels": labels[chosen]}
+
+    steps = Steps(len(labelled), recipe.global_batch, recipe.epochs, context.seed)
+    optimizer = build_optimizer(classifier, recipe, undecayed=set())
+    training = Training(
+        model=Classification(classifier),
+        data=StepDataset(
+            steps,
+            make_batch,
+            micro_batch=runtime.micro_batch(recipe.global_batch),
+            processes=runtime.processes,
+        ),
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, recipe, steps),
+        clip_grad_norm=recipe.clip_grad_norm,
+        seed=context.seed,
+        folder=context.folder,
+        stop=context.stop,
+    )
+    result = train(training, runtime)
+    metrics, artefacts = write_predictions(
+        context.folder, evaluated, predict(classifier, features[evaluated.name], device=runtime.device)
+    )
+    clear_checkpoints(context.folder / "checkpoints")
+    return StageResult(
+        metrics=metrics,
+        data=evaluated,
+        seconds=result.seconds,
+        images_seen=result.images_seen,
+        train_flops=context.cell.train_flops,
+        artefacts=artefacts,
+    )
+
+
+def linear_classifier(width: int, classes: int) -> nn.Linear:
+    """Linear(D, classes), weights normal(0.01), bias 0 (the initialisation of MoCo's and MAE's probes)."""
+    classifier = nn.Linear(width, classes)
+    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+@torch.no_grad()
+def patch_mean_features(trunk: nn.Module, images: ImagePart, data: Data, *, device: str) -> Tensor:
+    """(n, D) on the CPU: mean of the patch tokens after the trunk's final norm, class token left out."""
+    pixels = torch.from_numpy(images.pixels(data.image_size))
+    means = []
+    for batch in pixels.split(EVALUATION_BATCH):
+        tokens = trunk.forward_features(normalise(batch, data.mean, data.std).to(device))  # type: ignore[operator]
+        means.append(tokens[:, 1:].mean(dim=1).cpu())
+    return torch.cat(means)

@@ -1,0 +1,122 @@
+"""Shows running cells: live bars on a terminal, one line per finished cell elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from benchmark.layout import METRICS_NAME, cell_folder
+from benchmark.plan import Cell
+from leaderboard.record import Record
+
+TAIL_BYTES = 4096
+
+
+def newest_metrics(folder: Path) -> dict[str, Any] | None:
+    """The last whole line of a cell's metrics file, None before the first."""
+    try:
+        with (folder / METRICS_NAME).open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - TAIL_BYTES))
+            lines = stream.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    if not lines:
+        return None
+    newest: dict[str, Any] = json.loads(lines[-1])
+    return newest
+
+
+def describe_end(cell: Cell, record: Record) -> str:
+    """One line for a cell that ended: what, how, how long."""
+    name = f"{cell.evaluation or cell.stage} {cell.row}"
+    if record.status != "done":
+        first = (record.error or "").splitlines()[:1]
+        return f"{record.status:7} {name}: {first[0] if first else ''}"
+    shown = {"top1_percent": "top-1 {:.1f} %", "loss": "loss {:.3f}", "perplexity": "perplexity {:.0f}"}
+    metrics = [text.format(record.metrics[key].value) for key, text in shown.items() if key in record.metrics]
+    return f"done    {name}: {', '.join(metrics)} ({record.cost.wall_seconds:.0f} s)"
+
+
+class Lines:
+    """One line per finished cell; nothing while they run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._finished = 0
+
+    def running(self, cells: Sequence[Cell], finished: int, total: int) -> None:
+        self._width = len(str(total))
+        self._total = total
+        self._finished = finished
+
+    def ended(self, cell: Cell, record: Record) -> None:
+        self._finished += 1
+        count = f"[{self._finished:>{self._width}}/{self._total}]"
+        self._console.print(f"{count} {describe_end(cell, record)}", markup=False, highlight=False)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class Silent(Lines):
+    """Says nothing."""
+
+    def ended(self, cell: Cell, record: Record) -> None:
+        return None
+
+
+class Bars(Lines):
+    """A bar for every running cell, with loss, images/s and time left, above them the finished ones."""
+
+    def __init__(self, console: Console, work_dir: Path, protocol: str) -> None:
+        super().__init__(console)
+        self._work_dir, self._protocol = work_dir, protocol
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def running(self, cells: Sequence[Cell], finished: int, total: int) -> None:
+        super().running(cells, finished, total)
+        for gone in set(self._tasks) - {cell.id for cell in cells}:
+            self._progress.remove_task(self._tasks.pop(gone))
+        for cell in cells:
+            if cell.id not in self._tasks:
+                name = f"{cell.evaluation or cell.stage} {cell.row}"
+                self._tasks[cell.id] = self._progress.add_task(name, total=None, numbers="")
+            metrics = newest_metrics(cell_folder(self._work_dir, self._protocol, cell.id))
+            if metrics is not None:
+                left = (metrics["steps"] - metrics["step"]) * metrics["seconds"] / max(1, metrics["step"])
+                numbers = f"loss {metrics['loss']:.3f} {metrics['images_per_second']:.0f} img/s {left:.0f} s"
+                self._progress.update(
+                    self._tasks[cell.id], total=metrics["steps"], completed=metrics["step"], numbers=numbers
+                )
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def choose_display(*, quiet: bool, work_dir: Path, protocol: str) -> Lines:
+    """Bars on a terminal, lines in a file or a pipe, nothing when quiet. All of it goes to stderr."""
+    console = Console(stderr=True)
+    if quiet:
+        return Silent(console)
+    return Bars(console, work_dir, protocol) if console.is_terminal else Lines(console)

@@ -1,0 +1,151 @@
+"""Turns what a stage gave back, or how it failed, into the cell's record."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmark import provenance
+from benchmark.layout import ATTEMPTS_NAME, cell_folder
+from benchmark.plan import Cell
+from benchmark.runtime import Runtime
+from leaderboard.record import (
+    Attempt,
+    Compliance,
+    Cost,
+    DataUse,
+    MethodUse,
+    ProtocolUse,
+    Record,
+    TokenizerUse,
+    read_record,
+    write_record,
+)
+from methods import method_spec
+from protocols.schema import Protocol
+
+if TYPE_CHECKING:
+    from benchmark.stage import StageResult
+
+Outcome = Literal["done", "failed", "interrupted"]
+
+
+def note_attempt(folder: Path, **event: str) -> None:
+    """Append the start or the end of an attempt; a start without an end was killed."""
+    with (folder / ATTEMPTS_NAME).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **event}) + "\n")
+
+
+def read_attempts(folder: Path) -> tuple[Attempt, ...]:
+    """All attempts at the cell so far. A line that a kill cut short is passed over."""
+    try:
+        lines = (folder / ATTEMPTS_NAME).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ()
+    attempts: list[Attempt] = []
+    started: str | None = None
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if event["event"] == "start":
+            if started is not None:
+                attempts.append(Attempt(started=started, ended=event["at"], outcome="interrupted"))
+            started = event["at"]
+        elif started is not None:
+            attempts.append(Attempt(started=started, ended=event["at"], outcome=event["event"]))
+            started = None
+    return tuple(attempts)
+
+
+def write_cell_record(
+    cell: Cell,
+    protocol: Protocol,
+    runtime: Runtime,
+    work_dir: Path,
+    *,
+    status: Literal["done", "failed", "skipped"],
+    result: StageResult | None = None,
+    error: str | None = None,
+    device: str = "",
+    peak_memory_bytes: int | None = None,
+) -> Record:
+    """Build and write the record of `cell`."""
+    folder = cell_folder(work_dir, protocol.name, cell.id)
+    data = protocol.data
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    record = Record(
+        cell_id=cell.id,
+        stage=cell.stage,
+        protocol=ProtocolUse(name=protocol.name, version=protocol.version, slices=dict(cell.slices)),
+        resolved=resolved_values(cell, protocol),
+        compliance=Compliance(
+            status="modified" if protocol.deviations else "clean", deviations=protocol.deviations
+        ),
+        method=_method(cell),
+        tokenizer=(result.tokenizer if result else None) or _tokenizer(cell, protocol, work_dir),
+        trunk=cell.trunk,
+        data_set=DataUse(
+            name=data.name,
+            part=result.data.name if result else "",
+            n=len(result.data) if result else 0,
+            digest=result.data.digest if result else "",
+        ),
+        seed=cell.seed,
+        metrics=result.metrics if result else {},
+        cost=Cost(
+            wall_seconds=round(result.seconds, 3) if result else 0.0,
+            images_seen=result.images_seen if result else 0,
+            train_flops=result.train_flops if result else 0.0,
+            peak_memory_bytes=memory if peak_memory_bytes is None else peak_memory_bytes,
+            device=device,
+        ),
+        runtime=runtime.recorded(),
+        environment=provenance.environment(),
+        git=provenance.git_state(),
+        parents=_parents(cell, protocol, work_dir),
+        artefacts=result.artefacts if result else {},
+        attempts=read_attempts(folder),
+        status=status,
+        error=error,
+    )
+    write_record(folder, record)
+    return record
+
+
+def resolved_values(cell: Cell, protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """Every value that moves this cell's numbers: its slices and its method's hyperparameters."""
+    resolved = {name: dict(protocol.slice(name)) for name, _ in cell.slices}
+    if cell.stage != "tokenise":
+        resolved["hyperparameters"] = dict(cell.hyperparameters)
+    return resolved
+
+
+def _method(cell: Cell) -> MethodUse | None:
+    if cell.method is None:
+        return None
+    return MethodUse(name=cell.method, source_digest=method_spec(cell.method).source_digest)
+
+
+def _tokenizer(cell: Cell, protocol: Protocol, work_dir: Path) -> TokenizerUse | None:
+    """As the parent recorded it; by name alone where there is no parent's record yet."""
+    if cell.tokenizer is None:
+        return None
+    for record in _parent_records(cell, protocol, work_dir).values():
+        if record is not None and record.tokenizer is not None:
+            return record.tokenizer
+    return TokenizerUse(name=cell.tokenizer)
+
+
+def _parents(cell: Cell, protocol: Protocol, work_dir: Path) -> dict[str, str]:
+    records = _parent_records(cell, protocol, work_dir)
+    return {name: record.artefact_digest if record else "" for name, record in records.items()}
+
+
+def _parent_records(cell: Cell, protocol: Protocol, work_dir: Path) -> Mapping[str, Record | None]:
+    return {name: read_record(cell_folder(work_dir, protocol.name, name)) for name in cell.parents}

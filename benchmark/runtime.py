@@ -1,0 +1,76 @@
+"""How and where things run: recorded with every result, never hashed, never part of a protocol."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from protocols.errors import HarnessError, ProtocolViolation
+from protocols.schema import Frozen, NonNegativeInt, PositiveInt
+
+
+class Runtime(Frozen):
+    """One run's machine settings. `jobs` cells run side by side, each with `threads` CPU threads."""
+
+    device: Literal["cpu", "cuda"]
+    jobs: PositiveInt
+    threads: PositiveInt
+    workers: NonNegativeInt = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    processes: PositiveInt = 1
+    accumulation: PositiveInt = 1
+    checkpoint_seconds: NonNegativeInt = 600
+    data_root: Path | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """What the record keeps: everything but paths, which say nothing about a number."""
+        return self.model_dump(mode="json", exclude={"data_root", "checkpoint_seconds"})
+
+    def micro_batch(self, global_batch: int) -> int:
+        """Images per process and accumulation step. ProtocolViolation unless the split is exact."""
+        parts = self.processes * self.accumulation
+        if global_batch % parts:
+            raise ProtocolViolation(
+                f"{self.processes} processes x {self.accumulation} accumulation steps cannot give the "
+                f"protocol's global batch of {global_batch} exactly; choose a product that divides it"
+            )
+        return global_batch // parts
+
+
+def detect_runtime(
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    precision: str = "fp32",
+    data_root: Path | None = None,
+    jobs: int | None = None,
+) -> Runtime:
+    """The runtime for this machine. `device` auto takes GPUs where there are any.
+
+    On a CPU each cell gets one thread: two processes of one thread beat one of two at these sizes.
+    Raises HarnessError where the device that was asked for is missing.
+    """
+    gpus = count_gpus() if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise HarnessError("--device cuda: no CUDA device is visible; use --device cpu or auto")
+    cores = len(os.sched_getaffinity(0))
+    side_by_side = jobs or gpus or cores
+    return Runtime.model_validate(
+        {
+            "device": "cuda" if gpus else "cpu",
+            "jobs": side_by_side,
+            "threads": max(1, cores // side_by_side) if gpus else 1,
+            "workers": workers,
+            "precision": precision,
+            "data_root": data_root,
+        }
+    )
+
+
+def count_gpus() -> int:
+    """CUDA devices that this process may use, asked of the driver without loading torch here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -1,0 +1,67 @@
+"""What every stage is given and what it gives back; one place turns the latter into a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmark.data import ImagePart, open_part
+from benchmark.interrupt import StopFlag
+from benchmark.layout import cell_folder
+from benchmark.plan import Cell
+from benchmark.runtime import Runtime
+from leaderboard.record import Metric, Record, TokenizerUse, read_record
+from protocols.errors import HarnessError
+from protocols.schema import Protocol, TrunkSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellContext:
+    """One cell in its surroundings. `folder` is the cell's own; nothing else is written to but stores."""
+
+    cell: Cell
+    protocol: Protocol
+    runtime: Runtime
+    work_dir: Path
+    stop: StopFlag = field(default_factory=StopFlag)
+
+    @property
+    def folder(self) -> Path:
+        return cell_folder(self.work_dir, self.protocol.name, self.cell.id)
+
+    @property
+    def seed(self) -> int:
+        """The row's seed. Only for stages that have one."""
+        assert self.cell.seed is not None
+        return self.cell.seed
+
+    def images(self, name: str) -> ImagePart:
+        """The data slice's part called `name`."""
+        return open_part(self.protocol.data.name, name, getattr(self.protocol.data, name))
+
+    def trunk(self, *, drop_path: float) -> TrunkSpec:
+        """The cell's trunk at this protocol's image size."""
+        assert self.cell.trunk is not None
+        return self.protocol.trunk_spec(self.cell.trunk, drop_path=drop_path)
+
+    def parent(self) -> Record:
+        """The one parent's record. Raises HarnessError unless it is done."""
+        (parent_id,) = self.cell.parents
+        record = read_record(cell_folder(self.work_dir, self.protocol.name, parent_id))
+        if record is None or record.status != "done":
+            raise HarnessError(f"cell {parent_id}, which this one needs, is not done")
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage measured. `artefacts` maps paths to SHA-256: paths in the cell's folder, or
+    `tokens/...` in the work dir. `seconds` is training or encoding time over all attempts."""
+
+    metrics: dict[str, Metric]
+    data: ImagePart
+    seconds: float
+    images_seen: int
+    train_flops: float
+    artefacts: dict[str, str]
+    tokenizer: TokenizerUse | None = None

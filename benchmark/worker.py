@@ -1,0 +1,120 @@
+"""One cell in a process of its own: log, lock, threads, and a record however it ends.
+
+Exit codes: 0 done, 1 failed (recorded), 143 interrupted (nothing recorded: it goes on next time).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from benchmark import finetune, pretrain, probe, provenance, tokenise
+from benchmark.interrupt import Interrupted
+from benchmark.job import Job
+from benchmark.layout import LOG_NAME
+from benchmark.record_cell import note_attempt, write_cell_record
+from benchmark.stage import CellContext
+from protocols.errors import HarnessError
+
+STAGES = {
+    "tokenise": tokenise.run,
+    "pretrain": pretrain.run,
+    "finetune": finetune.run,
+    "linear-probe": probe.run,
+}
+INTERRUPTED = 143
+
+
+def run_job(job: Job) -> None:
+    """Run the job's cell in this child process; always ends by SystemExit with the codes above."""
+    _die_with_parent()
+    context = CellContext(cell=job.cell, protocol=job.protocol, runtime=job.runtime, work_dir=job.work_dir)
+    context.folder.mkdir(parents=True, exist_ok=True)
+    _redirect_output(context.folder / LOG_NAME)
+    context.stop.listen()
+    with (context.folder / ".lock").open("w") as lock:
+        _take(lock)
+        _prepare_device(job)
+        sys.exit(run_cell(context))
+
+
+def run_cell(context: CellContext) -> int:
+    """Run one cell here and write its record; returns the exit code."""
+    note_attempt(context.folder, event="start")
+    cell, protocol, runtime = context.cell, context.protocol, context.runtime
+    try:
+        result = STAGES[cell.stage](context)
+    except Interrupted as stopped:
+        note_attempt(context.folder, event="interrupted")
+        logging.getLogger(__name__).info("interrupted %s", stopped)
+        return INTERRUPTED
+    except Exception as error:
+        # The one boundary: whatever went wrong in this cell is recorded, and the others go on.
+        traceback.print_exc()
+        note_attempt(context.folder, event="failed")
+        text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        write_cell_record(cell, protocol, runtime, context.work_dir, status="failed", error=text[:2000])
+        return 1
+    note_attempt(context.folder, event="done")
+    peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
+    device = torch.cuda.get_device_name() if peak is not None else provenance.environment()["cpu"]
+    write_cell_record(
+        cell,
+        protocol,
+        runtime,
+        context.work_dir,
+        status="done",
+        result=result,
+        device=device,
+        peak_memory_bytes=peak,
+    )
+    return 0
+
+
+def _die_with_parent() -> None:
+    """A killed harness must not leave cells training: they would write beside its next start."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _redirect_output(log: Path) -> None:
+    """Everything that this process prints, C++ libraries included, goes to the cell's log."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+
+
+def _take(lock: IO[str]) -> None:
+    """One process per cell: the kernel drops the lock with its owner, however that one ended."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("another process is running this cell")
+
+
+def _prepare_device(job: Job) -> None:
+    torch.set_num_threads(job.runtime.threads)
+    if job.runtime.device == "cuda":
+        torch.cuda.set_device(job.slot % torch.cuda.device_count())

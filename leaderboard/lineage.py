@@ -1,0 +1,90 @@
+"""What a cell was made from, found through its parents, and whether it may stand on the current board."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from leaderboard.record import Record
+
+Standing = Literal["board", "modified", "other version", "superseded"]
+TOKENISE, PRETRAIN, LINEAR_PROBE = "tokenise", "pretrain", "linear-probe"
+SCRATCH = "scratch"
+
+
+class Lineage:
+    """The parents' graph of a set of records. Nothing is matched by name: an unknown parent stays unknown."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._by_id = {record.cell_id: record for record in records}
+
+    def ancestors(self, record: Record) -> list[Record]:
+        """The known records that `record` was made from, nearest first."""
+        found: dict[str, Record] = {}
+        waiting = sorted(record.parents)
+        while waiting:
+            cell_id = waiting.pop(0)
+            parent = self._by_id.get(cell_id)
+            if parent is not None and cell_id not in found:
+                found[cell_id] = parent
+                waiting.extend(sorted(parent.parents))
+        return list(found.values())
+
+    def ancestor(self, record: Record, stage: str) -> Record | None:
+        """The nearest known ancestor of that stage."""
+        return next((parent for parent in self.ancestors(record) if parent.stage == stage), None)
+
+    def origin(self, record: Record) -> str:
+        """The id of the pre-training that `record` is, or was made from; empty where there is none."""
+        parent = record if record.stage == PRETRAIN else self.ancestor(record, PRETRAIN)
+        return parent.cell_id if parent is not None else ""
+
+    def slices(self, record: Record) -> dict[str, str]:
+        """Slice name -> digest, of every slice that moved this cell's numbers or its ancestors'."""
+        merged: dict[str, str] = {}
+        for relative in (*reversed(self.ancestors(record)), record):
+            merged |= relative.protocol.slices
+        return merged
+
+    def differing(self, record: Record, current: Mapping[str, str]) -> dict[str, str]:
+        """The slices, of this cell or of any ancestor, that are not the `current` protocol's."""
+        used = (item for one in (record, *self.ancestors(record)) for item in one.protocol.slices.items())
+        return {name: digest for name, digest in used if current.get(name) != digest}
+
+    def deviations(self, record: Record) -> tuple[str, ...] | None:
+        """What this cell or an ancestor changed of the protocol; None if all of them are clean."""
+        unclean = [one for one in (record, *self.ancestors(record)) if one.compliance.status != "clean"]
+        if not unclean:
+            return None
+        stated = (deviation for one in unclean for deviation in one.compliance.deviations)
+        return tuple(dict.fromkeys(stated)) or tuple(dict.fromkeys(one.compliance.status for one in unclean))
+
+    def is_outdated(self, record: Record) -> bool:
+        """True if a parent was made anew after `record` was measured on its older files."""
+        known = ((self._by_id.get(cell_id), digest) for cell_id, digest in record.parents.items())
+        return any(
+            parent is not None and parent.status == "done" and parent.artefact_digest != digest
+            for parent, digest in known
+        )
+
+
+def evaluation_name(record: Record) -> str:
+    """The protocol's name of the evaluation that `record` is; the stage where its slices name none."""
+    names = [name.partition(":")[2] for name in record.protocol.slices if name.startswith("evaluation:")]
+    return names[0] if len(names) == 1 else record.stage
+
+
+def ended(record: Record) -> tuple[str, str]:
+    """A key that orders records by when they ended (ISO 8601 UTC), by cell id among equals."""
+    return max((attempt.ended for attempt in record.attempts), default=""), record.cell_id
+
+
+def with_plugins(slices: Mapping[str, str], lineage: Lineage, records: Iterable[Record]) -> dict[str, str]:
+    """`slices` and those of plug-in methods and tokenizers, which no protocol lists: the newest of each."""
+    extended: dict[str, str] = {}
+    for record in sorted(records, key=ended):
+        if lineage.deviations(record) is None:
+            for name, digest in lineage.slices(record).items():
+                if name.startswith(("method:", "tokenizer:")):
+                    extended[name] = digest
+    return extended | dict(slices)

@@ -1,0 +1,71 @@
+"""The sentences under a board: what its numbers were measured on, and what they do not support."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from leaderboard.lineage import LINEAR_PROBE, SCRATCH
+from leaderboard.runs import Run
+from leaderboard.statistics import CONFIDENCE, RESAMPLES
+
+
+def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]:
+    """The notes for `runs`, of all standings; `outdated` are those whose parent was made anew since."""
+    shown = [run for run in runs if run.standing == "board"]
+    done = [run for run in shown if run.top1_percent is not None]
+    notes = ["Rows stand in the protocol's order, not by score. There are no ranks."]
+    if not done:
+        return (*notes, "Nothing has been measured yet.")
+    notes += _images_and_seeds(done)
+    if any(run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH for run in done):
+        notes.append(_gain(done))
+    superseded = [
+        run.record.cell_id for run in runs if run.standing == "superseded" and run.top1_percent is not None
+    ]
+    if superseded:
+        notes.append(
+            "Not shown, because the same row was pre-trained again later with other hyperparameters of the "
+            f"method: {_listed(superseded)}."
+        )
+    if outdated:
+        notes.append(
+            "Measured on an earlier version of a parent cell, run again with --redo-stale: "
+            f"{_listed(run.record.cell_id for run in outdated)}."
+        )
+    return tuple(notes)
+
+
+def _images_and_seeds(done: Sequence[Run]) -> tuple[str, str]:
+    sizes: dict[str, set[int]] = {}
+    for run in done:
+        sizes.setdefault(run.record.data_set.part, set()).add(run.record.metrics["top1_percent"].n)
+    images = " and ".join(
+        f"{' or '.join(f'{size:,}' for size in sorted(sizes[part]))} {part} images" for part in sorted(sizes)
+    )
+    seeds = sorted({run.record.seed for run in done if run.record.seed is not None})
+    listed = ", ".join(map(str, seeds))
+    measured = f"Top-1 is in per cent of {images}."
+    if len(seeds) < 2:
+        return measured, f"One seed ({listed or 'not stated'}): nothing is said about methods."
+    return measured, (
+        f"{len(seeds)} seeds ({listed}): mean and sample standard deviation over seeds. "
+        "The images are the same for every seed, so the deviation leaves out the chance in choosing them."
+    )
+
+
+def _gain(done: Sequence[Run]) -> str:
+    text = (
+        "Gain is the linear probe's top-1 less that of the random trunk of the same seed, in percentage "
+        f"points. Bound is the smallest over seeds of its one-sided {CONFIDENCE:.0%} lower confidence bound "
+        f"(paired bootstrap over images, {RESAMPLES:,} resamples): above 0, pre-training helped on images "
+        "like these. It compares no two methods."
+    )
+    probes = [run for run in done if run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH]
+    without = sum(run.gain_points is None for run in probes)
+    if without:
+        text += f" {without} of {len(probes)} probes have no random trunk of their seed to be held against."
+    return text
+
+
+def _listed(cell_ids: Iterable[str]) -> str:
+    return ", ".join(sorted(cell_ids))

@@ -1,0 +1,155 @@
+"""`record.json`: the one place where a cell's status and results stand. Atomic write, strict read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from protocols.errors import HarnessError
+from protocols.files import write_atomically
+from protocols.schema import Frozen, NonNegativeFloat, NonNegativeInt, PositiveInt, digest_of
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "record.json"
+PREDICTIONS_NAME = "predictions.npz"
+MAX_RECORD_BYTES = 4 * 1024 * 1024
+
+
+class ProtocolUse(Frozen):
+    """The protocol and the digest of every slice that moved this cell's numbers."""
+
+    name: str
+    version: PositiveInt
+    slices: dict[str, str]
+
+
+class Compliance(Frozen):
+    """`clean` cells may be ranked; `deviations` says what a modified or imported cell changed."""
+
+    status: Literal["clean", "modified", "imported"]
+    deviations: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class MethodUse(Frozen):
+    name: str
+    source_digest: str
+
+
+class TokenizerUse(Frozen):
+    """`digest` identifies the fitted weights; `teacher` says how the feature network was trained."""
+
+    name: str
+    digest: str | None = None
+    teacher: str = ""
+
+
+class DataUse(Frozen):
+    """The images that the metrics were measured on (or that the stage read): count and digest of pixels."""
+
+    name: str
+    part: str
+    n: NonNegativeInt
+    digest: str
+
+
+class Metric(Frozen):
+    """One measured value. Accuracies are in per cent (`unit` "%") over `n` images."""
+
+    value: float
+    n: NonNegativeInt
+    unit: str
+
+
+class Cost(Frozen):
+    """What the cell used. `train_flops` counts a multiply-add as two, forward and backward passes."""
+
+    wall_seconds: NonNegativeFloat
+    images_seen: NonNegativeInt
+    train_flops: NonNegativeFloat
+    peak_memory_bytes: NonNegativeInt
+    device: str
+
+
+class Git(Frozen):
+    commit: str
+    dirty: bool
+
+
+class Attempt(Frozen):
+    """One start of the cell: ISO 8601 UTC times, and how it ended."""
+
+    started: str
+    ended: str
+    outcome: Literal["done", "failed", "interrupted"]
+
+
+class Record(Frozen):
+    """Everything that is known of one cell; the field names are fixed."""
+
+    schema_version: Literal[1] = 1
+    cell_id: str
+    stage: str
+    protocol: ProtocolUse
+    resolved: dict[str, dict[str, Any]]
+    compliance: Compliance
+    method: MethodUse | None
+    tokenizer: TokenizerUse | None
+    trunk: str | None
+    data_set: DataUse
+    seed: NonNegativeInt | None
+    metrics: dict[str, Metric]
+    cost: Cost
+    runtime: dict[str, Any]
+    environment: dict[str, str]
+    git: Git
+    parents: dict[str, str]
+    artefacts: dict[str, str]
+    attempts: Annotated[tuple[Attempt, ...], Field(strict=False)]
+    status: Literal["done", "failed", "skipped"]
+    error: str | None
+
+    @property
+    def artefact_digest(self) -> str:
+        """What a child names as this cell's digest: over the SHA-256 of every file the cell made."""
+        return digest_of(self.artefacts)
+
+
+def write_record(cell_dir: Path, record: Record) -> None:
+    """Put `record` into `cell_dir`, atomically."""
+    text = json.dumps(
+        record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
+    )
+    write_atomically(cell_dir / RECORD_NAME, text + "\n")
+
+
+def read_record(cell_dir: Path) -> Record | None:
+    """The record in `cell_dir`, None if there is none yet.
+
+    Raises HarnessError if the file is too large, damaged or of another schema version.
+    """
+    path = cell_dir / RECORD_NAME
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return None
+    remedy = f"restore it, or delete {cell_dir.name} to run the cell again"
+    if size > MAX_RECORD_BYTES:
+        raise HarnessError(f"{path}: {size} bytes is too large for a record; {remedy}")
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise HarnessError(f"{path}: {where}: {first['msg']}; {remedy}") from None
+
+
+def read_records(work_dir: Path, protocol: str) -> list[Record]:
+    """All records under WORK_DIR/PROTOCOL/cells, by cell id. Raises HarnessError for a damaged one."""
+    cells = work_dir / protocol / "cells"
+    if not cells.is_dir():
+        return []
+    records = (read_record(path) for path in sorted(cells.iterdir()) if path.is_dir())
+    return [record for record in records if record is not None]

@@ -1,0 +1,228 @@
+"""A board as text for a terminal, as Markdown, as CSV and as JSON, all from the same frames."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from leaderboard.grids import (
+    ASCII_PLUS_MINUS,
+    Column,
+    Grid,
+    board_grid,
+    clean,
+    cost_grid,
+    failure_grid,
+    modified_grid,
+    score_grid,
+    tokenizer_grid,
+)
+from leaderboard.tables import Board, Evaluation, OtherBoard
+
+# Under this the numbers of one table no longer fit side by side; a narrower terminal scrolls.
+NARROWEST = 72
+SCORES_PER_TABLE = 2
+TOKENIZERS_PER_TABLE = 4
+_RULED = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
+
+
+def caption(board: Board) -> str:
+    """The board's title, and the trunk where all its rows share one."""
+    trunk = shared_trunk(board)
+    return f"{board.title}, {trunk}" if trunk else board.title
+
+
+def shared_trunk(board: Board) -> str:
+    """The trunk of all rows, which then have no column for it; empty if there are several or none."""
+    trunks = set(board.rows["trunk"]) if len(board.rows) else set()
+    return clean(trunks.pop()) if len(trunks) == 1 else ""
+
+
+def other_caption(other: OtherBoard) -> str:
+    """Which protocol versions, and which of their slices are not the current ones."""
+    versions = ", ".join(map(str, other.versions))
+    return f"version {versions}; not as in the current protocol: {', '.join(map(clean, other.differing))}"
+
+
+def to_terminal(board: Board, *, width: int) -> str:
+    """The board in plain ASCII, tables side by side as far as `width` characters allow (72 at least).
+
+    Names and reasons wrap, numbers never do; rows of scores and of costs stand in separate tables.
+    """
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=max(width, NARROWEST),
+        force_terminal=False,
+        color_system=None,
+        emoji=False,
+        markup=False,
+    )
+    _heading(console, caption(board))
+    if len(board.rows):
+        _by_trunk(console, board.rows, board.evaluations, with_costs=True)
+    for note in board.notes:
+        console.print(Text(note))
+    if len(board.tokenizers):
+        _heading(console, "Tokenizers")
+        grid = tokenizer_grid(board.tokenizers)
+        for start in range(0, len(grid.rows), TOKENIZERS_PER_TABLE):
+            _show(console, _transposed(Grid(grid.columns, grid.rows[start : start + TOKENIZERS_PER_TABLE])))
+    if len(board.modified):
+        _heading(console, "Modified, not comparable")
+        _show(console, modified_grid(board.modified, wide=False))
+    if board.others:
+        _heading(console, "Other protocol versions")
+        for other in board.others:
+            console.print(Text(other_caption(other)))
+            _by_trunk(console, other.rows, board.evaluations, with_costs=False)
+    if len(board.failures):
+        _heading(console, "Failed and skipped cells")
+        for status, cell, seed, reason, log in failure_grid(board.failures).rows:
+            console.print(Text(f"{status}: {cell}, seed {seed}: {reason}"))
+            console.print(Text(f"  {log}"), no_wrap=True, overflow="ignore", crop=False)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n"
+
+
+def _heading(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title))
+    console.print(Text("=" * min(len(title), console.width)))
+
+
+def _by_trunk(
+    console: Console, rows: pd.DataFrame, evaluations: Sequence[Evaluation], *, with_costs: bool
+) -> None:
+    """A trunk to itself: its name as a column would leave too little room for the others at 80."""
+    parts = [rows[rows["trunk"] == trunk] for trunk in rows["trunk"].unique()]
+    for part in parts:
+        if len(parts) > 1:
+            console.print(Text(f"{clean(part['trunk'].iloc[0])}:"))
+        for start in range(0, len(evaluations), SCORES_PER_TABLE):
+            chosen = evaluations[start : start + SCORES_PER_TABLE]
+            _show(console, score_grid(part, chosen, plus_minus=ASCII_PLUS_MINUS))
+        if with_costs:
+            _show(console, cost_grid(part))
+
+
+def _show(console: Console, grid: Grid) -> None:
+    table = Table(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+    for column in grid.columns:
+        justify = "right" if column.is_number else "left"
+        table.add_column(Text(column.name), justify=justify, no_wrap=column.is_number, overflow="fold")  # type: ignore[arg-type]
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    console.print()
+
+
+def _transposed(grid: Grid) -> Grid:
+    """One column per row of `grid`: a few tokenizers with many figures fit a terminal better that way."""
+    names = tuple(Column(row[0], False) for row in grid.rows)
+    rows = tuple(
+        (column.name, *(row[index] for row in grid.rows))
+        for index, column in enumerate(grid.columns)
+        if index
+    )
+    return Grid((Column(grid.columns[0].name, False), *names), rows)
+
+
+def to_markdown(board: Board) -> str:
+    """The board as GitHub-flavoured Markdown; text from records cannot act as markup."""
+    parts = [f"# {_escaped(caption(board))}"]
+    if len(board.rows):
+        parts.append(_markdown_table(board_grid(board.rows, board.evaluations)))
+    parts.append("\n".join(f"- {_escaped(note)}" for note in board.notes))
+    sections = (
+        ("Tokenizers", board.tokenizers, tokenizer_grid),
+        ("Modified, not comparable", board.modified, modified_grid),
+    )
+    for title, frame, grid in sections:
+        if len(frame):
+            parts += [f"## {title}", _markdown_table(grid(frame))]
+    if board.others:
+        parts.append("## Other protocol versions")
+    for other in board.others:
+        parts += [_escaped(other_caption(other)), _markdown_table(board_grid(other.rows, board.evaluations))]
+    if len(board.failures):
+        parts += ["## Failed and skipped cells", _markdown_table(failure_grid(board.failures))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(grid: Grid) -> str:
+    lines = [
+        [_escaped(column.name) for column in grid.columns],
+        ["--:" if column.is_number else "---" for column in grid.columns],
+        *([_escaped(cell) for cell in row] for row in grid.rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(value: str) -> str:
+    if value == "-":
+        return value
+    value = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", value)
+
+
+def to_csv(board: Board) -> dict[str, str]:
+    """File name -> text of `board.csv` (a line per row) and `runs.csv` (a line per evaluation cell).
+
+    Raw numbers, an empty field where one is missing; texts that a spreadsheet would run are quoted.
+    """
+    return {"board.csv": _csv(board.rows), "runs.csv": _csv(board.runs)}
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    if not len(frame.columns):
+        return ""
+    safe = frame.copy()
+    for column in safe.columns:
+        if safe[column].dtype == object:
+            safe[column] = safe[column].map(_inert)
+    return safe.to_csv(index=False, lineterminator="\n")
+
+
+def _inert(value: object) -> object:
+    """A leading apostrophe makes a spreadsheet take the text for text, not for a formula to run."""
+    if not isinstance(value, str):
+        return value
+    # Some spreadsheets skip blanks, tabs and line ends before they look for the sign.
+    return f"'{value}" if value.lstrip().startswith(("=", "+", "-", "@")) else value
+
+
+def to_json(board: Board) -> str:
+    """Rows, runs, tokenizers and failures as one JSON object; null where a number is missing."""
+
+    def lines(frame: pd.DataFrame) -> list[dict[str, object]]:
+        plain = frame.astype(object).where(frame.notna(), None)
+        return [
+            {str(name): value for name, value in line.items()} for line in plain.to_dict(orient="records")
+        ]
+
+    content = {
+        "title": board.title,
+        "notes": list(board.notes),
+        "rows": lines(board.rows),
+        "runs": lines(board.runs),
+        "tokenizers": lines(board.tokenizers),
+        "other_versions": [
+            {
+                "versions": list(other.versions),
+                "differing_slices": list(other.differing),
+                "rows": lines(other.rows),
+            }
+            for other in board.others
+        ],
+        "failures": lines(board.failures),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

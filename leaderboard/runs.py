@@ -1,0 +1,184 @@
+"""One run per evaluation cell: where it stands, what it was made from, its gain over the random trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from leaderboard.lineage import (
+    LINEAR_PROBE,
+    PRETRAIN,
+    SCRATCH,
+    TOKENISE,
+    Lineage,
+    Standing,
+    ended,
+    evaluation_name,
+)
+from leaderboard.predictions import PredictionsLoader, paired_correct
+from leaderboard.record import Record
+from leaderboard.statistics import paired_bootstrap_lower_bound
+from protocols.schema import digest_of
+
+
+class RowKey(NamedTuple):
+    """What makes a row of a board; `tokenizer` is empty for a method that needs none."""
+
+    trunk: str
+    tokenizer: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One cell of a row. Gain and bound are in percentage points, of a linear probe alone."""
+
+    record: Record
+    key: RowKey
+    evaluation: str
+    standing: Standing
+    differing: Mapping[str, str]
+    deviations: tuple[str, ...]
+    pretraining: Record | None
+    tokenising: Record | None
+    gain_points: float | None = None
+    gain_lower_bound_points: float | None = None
+
+    @property
+    def top1_percent(self) -> float | None:
+        """Top-1 in per cent; None unless the cell is done and measured it."""
+        metric = self.record.metrics.get("top1_percent")
+        return metric.value if metric is not None and self.record.status == "done" else None
+
+    @property
+    def is_evaluation(self) -> bool:
+        """False for a pre-training, which holds its row's place until something is measured on it."""
+        return self.record.stage != PRETRAIN
+
+
+def collect_runs(
+    records: Iterable[Record],
+    lineage: Lineage,
+    predictions: PredictionsLoader,
+    *,
+    slices: Mapping[str, str],
+    hyperparameters: Mapping[str, Mapping[str, Any]],
+) -> list[Run]:
+    """Every pre-training and evaluation cell among `records`, with its standing and its gain."""
+    runs = [
+        _run(record, lineage, slices, hyperparameters)
+        for record in records
+        if record.method and record.stage != TOKENISE
+    ]
+    return [_with_gain(run, runs, lineage, predictions) for run in _without_superseded(runs, lineage)]
+
+
+def _run(
+    record: Record,
+    lineage: Lineage,
+    slices: Mapping[str, str],
+    hyperparameters: Mapping[str, Mapping[str, Any]],
+) -> Run:
+    assert record.method is not None
+    deviations = lineage.deviations(record)
+    differs = lineage.differing(record, slices)
+    method = record.method.name
+    pretraining = record if record.stage == PRETRAIN else lineage.ancestor(record, PRETRAIN)
+    used = _hyperparameters(pretraining)
+    # Cells name no slice of their method: what it was set to stands in the pre-training's own values.
+    if used and any(used.get(name) != value for name, value in hyperparameters.get(method, {}).items()):
+        differs[f"method:{method}"] = digest_of(used)
+    standing: Standing = "modified" if deviations is not None else "other version" if differs else "board"
+    is_pretraining = record.stage == PRETRAIN
+    return Run(
+        record=record,
+        key=RowKey(
+            trunk=record.trunk or "",
+            tokenizer=record.tokenizer.name if record.tokenizer else "",
+            method=method,
+        ),
+        evaluation="" if is_pretraining else evaluation_name(record),
+        standing=standing,
+        differing=differs,
+        deviations=deviations or (),
+        pretraining=pretraining,
+        tokenising=lineage.ancestor(record, TOKENISE),
+    )
+
+
+def version_of(run: Run) -> tuple[tuple[str, str], ...]:
+    """Runs with equal versions held the same things equal; a method's own hyperparameters do not count."""
+    return tuple(sorted(item for item in run.differing.items() if not item[0].startswith("method:")))
+
+
+def _hyperparameters(pretraining: Record | None) -> dict[str, Any]:
+    return pretraining.resolved.get("hyperparameters", {}) if pretraining else {}
+
+
+def _without_superseded(runs: Sequence[Run], lineage: Lineage) -> list[Run]:
+    """The same runs; those that would mix two settings of a method into one row are superseded.
+
+    A method's default hyperparameter that changed gives new cells for old places on the board, some
+    seeds of them perhaps still to be run. The newest setting counts, for all seeds of a row.
+    """
+    places: dict[object, list[Run]] = {}
+    for run in runs:
+        if run.standing != "modified":
+            places.setdefault((run.standing, version_of(run), run.key), []).append(run)
+    older: set[str] = set()
+    for sharing in places.values():
+        newest_first = sorted(sharing, key=lambda run: ended(run.record), reverse=True)
+        settings = (_hyperparameters(run.pretraining) for run in newest_first)
+        setting = next((known for known in settings if known), {})
+        origins: dict[int | None, str] = {}
+        seen: set[tuple[int | None, str]] = set()
+        for run in newest_first:
+            seed, used = run.record.seed, _hyperparameters(run.pretraining)
+            origin = lineage.origin(run.record)
+            is_older = bool(used) and used != setting
+            if not is_older:
+                is_older = origins.setdefault(seed, origin) != origin or (seed, run.evaluation) in seen
+            if is_older:
+                older.add(run.record.cell_id)
+            else:
+                seen.add((seed, run.evaluation))
+    return [replace(run, standing="superseded") if run.record.cell_id in older else run for run in runs]
+
+
+def _with_gain(run: Run, runs: Sequence[Run], lineage: Lineage, predictions: PredictionsLoader) -> Run:
+    top1 = run.top1_percent
+    if (
+        run.record.stage != LINEAR_PROBE
+        or run.key.method == SCRATCH
+        or top1 is None
+        or run.standing == "modified"
+    ):
+        return run
+    floor = _random_trunk(run, runs, lineage)
+    floor_top1 = floor.top1_percent if floor else None
+    if floor is None or floor_top1 is None:
+        return run
+    mine, its = predictions(run.record), predictions(floor.record)
+    bound = paired_bootstrap_lower_bound(*paired_correct(mine, its)) if mine and its else None
+    return replace(run, gain_points=top1 - floor_top1, gain_lower_bound_points=bound)
+
+
+def _random_trunk(run: Run, runs: Sequence[Run], lineage: Lineage) -> Run | None:
+    """The probe of the random trunk with the same seed, under the same slices: the floor of `run`."""
+    mine = lineage.slices(run.record)
+
+    def is_floor(other: Run) -> bool:
+        alike = (other.evaluation, other.key.trunk, other.record.seed) == (
+            run.evaluation,
+            run.key.trunk,
+            run.record.seed,
+        )
+        if not alike or other.key.method != SCRATCH or other.top1_percent is None:
+            return False
+        its = lineage.slices(other.record)
+        return not other.deviations and all(
+            mine.get(name) == digest for name, digest in its.items() if name != f"method:{SCRATCH}"
+        )
+
+    return max(filter(is_floor, runs), key=lambda other: ended(other.record), default=None)

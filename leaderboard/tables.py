@@ -1,0 +1,231 @@
+"""From records to the board: data frames, one row per method, tokenizer and trunk, and what stands apart.
+
+Rows keep the protocol's order. Nothing is sorted by score and nothing gets a rank: the notes under the
+board say what the numbers support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from leaderboard.frames import Order, failures_frame, runs_frame, tokenizers_frame, typed
+from leaderboard.lineage import LINEAR_PROBE, SCRATCH, Lineage, ended, with_plugins
+from leaderboard.notes import board_notes
+from leaderboard.predictions import PredictionsLoader
+from leaderboard.record import Record
+from leaderboard.runs import RowKey, Run, collect_runs, version_of
+from leaderboard.statistics import mean_and_sd
+
+METHODS = ("mim", "pim", "mapet", "beit", "cae")
+EVALUATIONS = ("finetune", "linear-probe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation of the board; its columns in the frames start with `name`."""
+
+    name: str
+    stage: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherBoard:
+    """Clean rows under slices that are not the current protocol's. `differing` names those slices."""
+
+    versions: tuple[int, ...]
+    differing: tuple[str, ...]
+    rows: pd.DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where the records come from: distinct values over all of them, and the newest end (ISO 8601 UTC)."""
+
+    environment: Mapping[str, tuple[str, ...]]
+    devices: tuple[str, ...]
+    commits: tuple[str, ...]
+    newest: str
+    cells: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Board:
+    """`rows` is the board; `runs` has one line per evaluation cell, whatever its standing.
+
+    Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
+    a multiply-add counts two. A value that is missing is NaN or None.
+    """
+
+    title: str
+    rows: pd.DataFrame
+    runs: pd.DataFrame
+    tokenizers: pd.DataFrame
+    failures: pd.DataFrame
+    others: tuple[OtherBoard, ...]
+    evaluations: tuple[Evaluation, ...]
+    notes: tuple[str, ...]
+    provenance: Provenance
+
+    @property
+    def modified(self) -> pd.DataFrame:
+        """The runs that changed something that the protocol holds equal: shown, never compared."""
+        return self.runs[self.runs["standing"] == "modified"]
+
+
+def build_board(
+    records: Sequence[Record],
+    predictions: PredictionsLoader,
+    *,
+    slices: Mapping[str, str],
+    hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
+    title: str = "",
+    methods: Sequence[str] = METHODS,
+    tokenizers: Sequence[str] = (),
+    trunks: Sequence[str] = (),
+    evaluations: Sequence[str] = EVALUATIONS,
+) -> Board:
+    """The board of `records` under the current protocol's `slices` (name -> digest).
+
+    `hyperparameters` are those that the protocol sets, by method: pre-trainings with others stand apart.
+    `predictions` gives a record's predictions, or None. The names give the order: trunks, in each the
+    random trunk first, then tokenizers, then methods; names that are not given follow alphabetically.
+    Raises HarnessError if predictions are damaged or two probes were not measured on the same images.
+    """
+    records = sorted(records, key=lambda record: record.cell_id)
+    lineage = Lineage(records)
+    current = with_plugins(slices, lineage, records)
+    order = Order(methods=methods, tokenizers=tokenizers, trunks=trunks, evaluations=evaluations)
+    runs = sorted(
+        collect_runs(records, lineage, predictions, slices=current, hyperparameters=hyperparameters or {}),
+        key=order.of_run,
+    )
+    stages = {run.evaluation: run.record.stage for run in runs if run.is_evaluation}
+    shown = tuple(
+        Evaluation(name=name, stage=stages.get(name, name))
+        for name in sorted({*stages, *evaluations}, key=order.of_evaluation)
+    )
+    on_board = [run for run in runs if run.standing == "board"]
+    return Board(
+        title=title,
+        rows=_summary(on_board, shown),
+        runs=runs_frame([run for run in runs if run.is_evaluation]),
+        tokenizers=tokenizers_frame(records, lineage, current, order),
+        failures=failures_frame(records),
+        others=_others(runs, shown),
+        evaluations=shown,
+        notes=board_notes(runs, [run for run in on_board if lineage.is_outdated(run.record)]),
+        provenance=_provenance(records),
+    )
+
+
+def _summary(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    rows: dict[RowKey, list[Run]] = {}
+    for run in runs:
+        rows.setdefault(run.key, []).append(run)
+    frame = pd.DataFrame([_summary_row(key, sharing, evaluations) for key, sharing in rows.items()])
+    return typed(frame)
+
+
+def _summary_row(key: RowKey, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": key.method, "tokenizer": key.tokenizer, "trunk": key.trunk}
+    for evaluation in evaluations:
+        done = [run for run in runs if run.evaluation == evaluation.name and run.top1_percent is not None]
+        tops = [run.top1_percent for run in done if run.top1_percent is not None]
+        mean, deviation = mean_and_sd(tops) if tops else (None, None)
+        name = evaluation.name
+        row |= {
+            f"{name}_top1_percent": mean,
+            f"{name}_top1_sd": deviation,
+            f"{name}_seeds": len(tops),
+            f"{name}_images": max((run.record.metrics["top1_percent"].n for run in done), default=None),
+        }
+        if evaluation.stage == LINEAR_PROBE:
+            gains = [run.gain_points for run in done if run.gain_points is not None]
+            bounds = [run.gain_lower_bound_points for run in done]
+            known = [bound for bound in bounds if bound is not None]
+            row |= {
+                f"{name}_gain_points": mean_and_sd(gains)[0] if gains else None,
+                f"{name}_gain_seeds": len(gains),
+                # The smallest of some seeds would pass for the smallest of all.
+                f"{name}_gain_lower_bound_points": min(known) if known and len(known) == len(gains) else None,
+            }
+    return row | _costs(runs, evaluations)
+
+
+def _costs(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
+    """Means over the seeds whose pre-training, or for the whole row every cell, is done; None without any."""
+    by_seed: dict[int | None, list[Run]] = {}
+    for run in runs:
+        by_seed.setdefault(run.record.seed, []).append(run)
+    of_seed = by_seed.values()
+    pretrainings = [next((run.pretraining for run in runs if run.pretraining), None) for runs in of_seed]
+    costs = [record.cost if record and record.status == "done" else None for record in pretrainings]
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    return {
+        "pretraining_images_seen": mean([cost.images_seen if cost else None for cost in costs]),
+        "pretraining_wall_seconds": mean([cost.wall_seconds if cost else None for cost in costs]),
+        "pretraining_flops": mean([cost.train_flops if cost else None for cost in costs]),
+        "row_wall_seconds": mean([_row_wall_seconds(runs, evaluations) for runs in of_seed]),
+    }
+
+
+def _row_wall_seconds(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> float | None:
+    """Seconds of one seed's tokenising, pre-training and evaluations together; None unless all are done."""
+    done = {run.evaluation for run in runs if run.top1_percent is not None}
+    if any(evaluation.name not in done for evaluation in evaluations):
+        return None
+    cells: dict[str, Record] = {}
+    for run in runs:
+        made_from = [] if run.key.method == SCRATCH else [run.pretraining, run.tokenising]
+        for record in (run.record, *made_from):
+            if record is None or record.status != "done":
+                return None
+            cells[record.cell_id] = record
+    return sum(record.cost.wall_seconds for record in cells.values())
+
+
+def _others(runs: Iterable[Run], evaluations: Sequence[Evaluation]) -> tuple[OtherBoard, ...]:
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        if run.standing == "other version" and run.is_evaluation:
+            groups.setdefault(version_of(run), []).append(run)
+    boards = []
+    for version in sorted(groups):
+        sharing = groups[version]
+        boards.append(
+            OtherBoard(
+                versions=tuple(sorted({run.record.protocol.version for run in sharing})),
+                differing=tuple(sorted({name for run in sharing for name in run.differing})),
+                rows=_summary(sharing, evaluations),
+            )
+        )
+    return tuple(boards)
+
+
+def _provenance(records: Sequence[Record]) -> Provenance:
+    names = sorted({name for record in records for name in record.environment})
+    statuses = [record.status for record in records]
+    return Provenance(
+        environment={
+            name: tuple(
+                sorted({record.environment[name] for record in records if name in record.environment})
+            )
+            for name in names
+        },
+        devices=tuple(sorted({record.cost.device for record in records if record.cost.device})),
+        commits=tuple(
+            sorted(
+                {one.git.commit + (" with uncommitted changes" if one.git.dirty else "") for one in records}
+            )
+        ),
+        newest=max((ended(record)[0] for record in records), default=""),
+        cells={status: statuses.count(status) for status in ("done", "failed", "skipped")},
+    )

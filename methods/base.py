@@ -1,0 +1,99 @@
+"""The contract of a method: draw a pattern first, compute second.
+
+Shapes: B images, N patches, D width, V codebook, K targets of one image, P predicted positions of
+the batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.trunk import build_trunk
+from protocols.schema import TrunkSpec
+
+
+class Method(nn.Module, ABC):
+    """A pre-training objective on the shared trunk.
+
+    Subclasses build their own parts after `super().__init__`, which draws the trunk first: equal
+    seeds give equal trunks whatever the method.
+    """
+
+    pattern_dtype: ClassVar[torch.dtype]
+
+    def __init__(self, *, trunk: TrunkSpec, codebook_size: int) -> None:
+        super().__init__()
+        if codebook_size < 2:
+            raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
+        self.trunk_spec = trunk
+        self.codebook_size = codebook_size
+        self.trunk = build_trunk(trunk)
+
+    @abstractmethod
+    def draw(self, sample_ids: Tensor, epoch: int, seed: int) -> Tensor:
+        """sample ids int64 (B,) -> pattern; pure in (seed, epoch, sample id), no weights involved."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> dict[str, Tensor]:
+        """images (B, 3, H, W) normalised, tokens int64 (B, N), pattern as drawn.
+
+        Returns `loss` (mean over all predicted positions), `logits` (one row per position, V wide)
+        and `targets`. Raises ValueError if the pattern predicts nothing or does not fit.
+        """
+
+    @abstractmethod
+    def count_targets(self, pattern: Tensor) -> Tensor:
+        """Predicted positions of the batch, a scalar int64: the denominator of its loss."""
+
+    @abstractmethod
+    def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load the public reference implementation's weights, strictly.
+
+        Raises ValueError that names every missing, unexpected or misshapen key.
+        """
+
+    def export_backbone(self) -> dict[str, Tensor]:
+        """The trunk's weights under timm's names; timm loads them strictly with `num_classes=0`."""
+        return {name: value.detach().clone() for name, value in self.trunk.state_dict().items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more dimensions that AdamW must not decay."""
+        return {"trunk.pos_embed", "trunk.cls_token"}
+
+    def _check(self, images: Tensor, tokens: Tensor, pattern: Tensor, width: int) -> None:
+        expected: tuple[tuple[str, Tensor, tuple[int, ...], torch.dtype | None], ...] = (
+            ("tokens", tokens, (len(images), self.trunk_spec.patches), torch.int64),
+            ("pattern", pattern, (len(images), width), self.pattern_dtype),
+        )
+        for name, value, shape, dtype in expected:
+            if tuple(value.shape) != shape or value.dtype != dtype:
+                raise ValueError(
+                    f"{name} must be {dtype} of shape {shape}, "
+                    f"got {value.dtype} of shape {tuple(value.shape)}"
+                )
+
+
+def learned_token(width: int) -> nn.Parameter:
+    """A learned (1, 1, D) token, truncated normal(0.02)."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
+
+
+def token_head(width: int, codebook_size: int) -> nn.Linear:
+    """Linear(D, V) with bias, initialised like any Linear of the trunk."""
+    head = nn.Linear(width, codebook_size)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """One mean over all predicted positions: logits (..., V), targets int64 (...)."""
+    if targets.numel() == 0:
+        raise ValueError("the pattern predicts nothing: no position is masked")
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())

@@ -1,0 +1,69 @@
+"""The spread over seeds and the paired bound, against hand values and scipy's bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from leaderboard.statistics import mean_and_sd, paired_bootstrap_lower_bound
+
+
+def _outcomes(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.random(images) < 0.7, rng.random(images) < 0.6
+
+
+def test_mean_and_sample_sd() -> None:
+    mean, deviation = mean_and_sd([1.0, 2.0, 6.0])
+    assert mean == pytest.approx(3.0)
+    assert deviation == pytest.approx(7**0.5)
+    assert mean_and_sd([4.5]) == (4.5, None)
+    with pytest.raises(ValueError, match="no values"):
+        mean_and_sd([])
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_bound_agrees_with_scipy(confidence: float) -> None:
+    a, b = _outcomes(500, seed=3)
+    expected = bootstrap(
+        (a.astype(float) - b.astype(float),),
+        np.mean,
+        confidence_level=confidence,
+        alternative="greater",
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval.low
+    # One image is 0.2 points; a quantile of 20,000 resamples is good to about that.
+    bound = paired_bootstrap_lower_bound(a, b, confidence=confidence)
+    assert bound == pytest.approx(100 * expected, abs=0.41)
+    assert bound < 100 * (a.mean() - b.mean())
+
+
+def test_bound_is_paired_one_sided_and_reproducible() -> None:
+    a, b = _outcomes(500, seed=4)
+    bound = paired_bootstrap_lower_bound(a, b)
+    assert bound == paired_bootstrap_lower_bound(a, b)
+    order = np.random.default_rng(0).permutation(500)
+    assert bound == paired_bootstrap_lower_bound(a[order], b[order])
+    assert bound > paired_bootstrap_lower_bound(a, b, confidence=0.999)
+    # Fully nested outcomes differ in one direction alone, so their bound is tighter than an unpaired one.
+    nested = np.arange(500) < 300
+    assert paired_bootstrap_lower_bound(nested, nested & (np.arange(500) < 295)) >= 0
+
+
+def test_equal_predictions_have_bound_zero() -> None:
+    a, _ = _outcomes(300, seed=5)
+    assert paired_bootstrap_lower_bound(a, a) == 0.0
+    assert paired_bootstrap_lower_bound(np.ones(7, bool), np.zeros(7, bool)) == 100.0
+    assert paired_bootstrap_lower_bound(np.zeros(7, bool), np.ones(7, bool)) == -100.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "confidence"),
+    [([True], [True, False], 0.99), ([], [], 0.99), ([[True]], [[True]], 0.99), ([True], [True], 1.0)],
+)
+def test_bound_refuses_what_is_not_a_pair(a: list[bool], b: list[bool], confidence: float) -> None:
+    with pytest.raises(ValueError, match=r"paired images|confidence"):
+        paired_bootstrap_lower_bound(np.array(a), np.array(b), confidence=confidence)

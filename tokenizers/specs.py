@@ -1,0 +1,47 @@
+"""What a tokenizer declares of itself, readable without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from protocols.hyperparameters import Hyperparameter, Value, resolve
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """One row of the table of tokenizers.
+
+    name             lower case, as the command line and protocols write it
+    target           "module:Class", a tokenizers.base.Tokenizer built as Class(spec, config)
+    summary          one line for listings
+    teacher          how the network behind the features was trained, which tells what labels leak in
+    hyperparameters  all that the tokenizer takes, with ranges, defaults and sources
+    sources          files, relative to the repository, whose bytes are the tokenizer's code
+    """
+
+    name: str
+    target: str
+    summary: str
+    teacher: str
+    hyperparameters: tuple[Hyperparameter, ...]
+    sources: tuple[str, ...]
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Value]:
+        """All hyperparameters: those given, checked, the others at their defaults. HarnessError if wrong."""
+        return resolve(f"tokenizer {self.name}", self.hyperparameters, given)
+
+    def source_digest(self) -> str:
+        """SHA-256 (hex) over the names and bytes of `sources`, for a record to tell stale results by."""
+        total = hashlib.sha256()
+        for name in sorted(self.sources):
+            content = (_REPOSITORY / name).read_bytes()
+            # The length separates name and content, so that bytes cannot move between files unseen.
+            total.update(f"{name}\0{len(content)}\0".encode())
+            total.update(content)
+        return total.hexdigest()
