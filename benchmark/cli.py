@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmark.execute import Stopped, execute
 from benchmark.plan import make_plan, select
 from benchmark.progress import choose_display
-from benchmark.runtime import detect_runtime
+from benchmark.runtime import CHECKPOINT_SECONDS, detect_runtime
 from methods import list_methods, method_spec
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
@@ -19,17 +19,23 @@ from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
 
 DONE, FAILED = 0, 1
+DESCRIPTION = """\
+Pre-train and evaluate objectives under one shared protocol, and show the
+board. Other commands: report, list.
+"""
 EPILOG = """\
 examples:
   python run_benchmark.py --protocol mini --methods all
-  python run_benchmark.py --protocol mini --methods mim mapet --tokenizers k-feature --seeds 0 1 2
+  python run_benchmark.py --protocol mini --methods mim mapet --seeds 0 1 2
   python run_benchmark.py report --protocol mini
   python run_benchmark.py list methods
-  python run_benchmark.py --protocol mini --methods mim --set pretraining.peak_lr=1e-3
+  python run_benchmark.py --protocol mini --set pretraining.peak_lr=1e-3
 
-The same command again goes on where it stopped, and shows the board when all is done.
-exit codes: 0 all done; 1 some cell failed; 2 usage or missing input; 3 the protocol would be
-violated; 130 and 143 interrupted
+The same command again goes on where it stopped, and shows the board when all
+is done. --device auto takes the GPUs that there are.
+
+exit codes: 0 all done; 1 some cell failed; 2 usage or missing input; 3 the
+protocol would be violated; 130 and 143 interrupted
 """
 
 
@@ -58,8 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="run_benchmark.py",
-        description="Pre-train and evaluate objectives under one shared protocol, and show the board. "
-        "Other commands: report, list.",
+        description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,14 +82,19 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("--seeds", nargs="+", metavar="N", help="seeds (default: the protocol's)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS, metavar="S")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--workers", type=int, default=0, help="data-loading processes for each cell")
     parser.add_argument("--jobs", type=int, help="cells side by side (default: one per GPU, or per core)")
     parser.add_argument("--redo-failed", action="store_true", help="run failed cells again")
     parser.add_argument("--quiet", action="store_true", help="show the board alone")
     options = parser.parse_args(arguments)
-    if options.workers < 0 or (options.jobs is not None and options.jobs < 1):
-        raise HarnessError("--workers must be 0 or more and --jobs 1 or more")
+    if (
+        options.workers < 0
+        or options.checkpoint_seconds < 0
+        or (options.jobs is not None and options.jobs < 1)
+    ):
+        raise HarnessError("--workers and --checkpoint-seconds must be 0 or more, --jobs 1 or more")
     protocol = load_protocol(options.protocol, overrides=options.set)
     selection = select(
         protocol,
@@ -95,7 +105,11 @@ def _run(arguments: list[str]) -> int:
         seeds=None if options.seeds is None else _seeds(options.seeds),
     )
     runtime = detect_runtime(
-        device=options.device, workers=options.workers, precision=options.precision, jobs=options.jobs
+        device=options.device,
+        workers=options.workers,
+        precision=options.precision,
+        jobs=options.jobs,
+        checkpoint_seconds=options.checkpoint_seconds,
     )
     plan = make_plan(protocol, selection)
     with choose_display(quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name) as display:

@@ -34,8 +34,10 @@ from benchmark.interrupt import StopFlag
 from benchmark.layout import METRICS_NAME
 from benchmark.runtime import Runtime
 from methods.patterns import keyed_hash
+from protocols.errors import ProtocolViolation
 
 METRICS_EVERY = 10
+SAVING_SHARE = 0.02  # at most this part of the time goes into checkpoints
 DROP_PATH = 6  # hash stream of the per-step seed
 _runs = count()
 
@@ -85,12 +87,27 @@ class TrainingResult:
     images_seen: int
 
 
+def process_rank() -> int:
+    """This process's number in its group, 0 where there is none."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """Processes that train together, 1 where there is no group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def train(training: Training, runtime: Runtime) -> TrainingResult:
     """Train to the end, going on from the newest checkpoint in `training.folder`.
 
-    Raises TrainingDiverged on a non-finite loss and Interrupted after a checkpoint when
-    `training.stop` was raised.
+    Raises TrainingDiverged on a non-finite loss, Interrupted after a checkpoint when `training.stop`
+    was raised, and ProtocolViolation if the processes present are not those the batches were cut for.
     """
+    if process_count() != runtime.processes:
+        raise ProtocolViolation(
+            f"{process_count()} processes are running, the runtime says {runtime.processes}: "
+            "the global batch would not be the protocol's"
+        )
     runner = _Shell(training, runtime)
     with training.stop.deferred():
         runner.train()
@@ -249,6 +266,7 @@ class _Checkpoints(Hook):
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder, self._seconds = folder, seconds
         self._last = time.perf_counter()
+        self._cost = 0.0
 
     def before_run(self, runner: _Shell) -> None:
         state = load_newest(self._folder)
@@ -263,7 +281,8 @@ class _Checkpoints(Hook):
         self, runner: _Shell, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         loop, stop = runner.train_loop, runner.training.stop
-        due = time.perf_counter() - self._last >= self._seconds
+        started = time.perf_counter()
+        due = started - self._last >= max(self._seconds, self._cost / SAVING_SHARE)
         # Processes agree on when to save only by asking each other; one process need not ask.
         if runner.world_size > 1:
             asked = torch.tensor([float(due), float(stop.raised)], device=runner.runtime.device)
@@ -273,7 +292,6 @@ class _Checkpoints(Hook):
             stopping = stop.raised
         if not (due or stopping or loop.step == loop.total):
             return
-        self._last = time.perf_counter()
         if runner.rank == 0:
             state = {
                 "model": runner.training.model.state_dict(),
@@ -282,6 +300,8 @@ class _Checkpoints(Hook):
                 "loss": loop.last_loss,
             }
             save_checkpoint(self._folder, loop.step, state)
+        self._last = time.perf_counter()
+        self._cost = self._last - started
         if stopping and loop.step != loop.total:
             stop.interrupt(f"at step {loop.step} of {loop.total}")
 
@@ -323,9 +343,7 @@ class _Shell(Runner):
     # What follows replaces parts of mmengine that are broken, slow or wrong here (docs/engine.md).
 
     def setup_env(self, env_cfg: Any) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        self._rank = dist.get_rank() if distributed else 0
-        self._world_size = dist.get_world_size() if distributed else 1
+        self._rank, self._world_size = process_rank(), process_count()
         self._timestamp = "."
 
     def _log_env(self, env_cfg: Any) -> None:

@@ -10,7 +10,7 @@ from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.classification import Classification, backbone_of, predict, write_predictions
 from benchmark.data import ImagePart
-from benchmark.engine import Training, train
+from benchmark.engine import Training, process_rank, train
 from benchmark.optim import build_optimizer, build_schedule
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise, random_flip, random_shift
@@ -67,6 +67,7 @@ def run(context: CellContext) -> StageResult:
             steps,
             LabelledBatches(labelled, protocol.data, recipe, seed=context.seed),
             micro_batch=runtime.micro_batch(recipe.global_batch),
+            rank=process_rank(),
             processes=runtime.processes,
         ),
         optimizer=optimizer,

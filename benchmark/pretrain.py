@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.checkpoint import clear_checkpoints, save_weights
-from benchmark.engine import Training, train
+from benchmark.engine import Training, process_rank, train
 from benchmark.optim import build_optimizer, build_schedule
 from benchmark.plan import check_geometry
 from benchmark.stage import CellContext, StageResult
@@ -106,6 +106,7 @@ def run(context: CellContext) -> StageResult:
         steps,
         make_batch,
         micro_batch=runtime.micro_batch(recipe.global_batch),
+        rank=process_rank(),
         processes=runtime.processes,
     )
     optimizer = build_optimizer(method.to(runtime.device), recipe, undecayed=method.no_weight_decay())

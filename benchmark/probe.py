@@ -21,7 +21,7 @@ from benchmark.classification import (
     write_predictions,
 )
 from benchmark.data import ImagePart
-from benchmark.engine import Training, train
+from benchmark.engine import Training, process_rank, train
 from benchmark.optim import build_optimizer, build_schedule
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise
@@ -65,6 +65,7 @@ def run(context: CellContext) -> StageResult:
             steps,
             make_batch,
             micro_batch=runtime.micro_batch(recipe.global_batch),
+            rank=process_rank(),
             processes=runtime.processes,
         ),
         optimizer=optimizer,

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from protocols.errors import HarnessError, ProtocolViolation
-from protocols.schema import Frozen, NonNegativeInt, PositiveInt
+from protocols.schema import Frozen, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+# Training is saved this often, or as rarely as keeps saving under 2 % of the time (engine.py).
+CHECKPOINT_SECONDS = 20.0
 
 
 class Runtime(Frozen):
@@ -20,7 +23,7 @@ class Runtime(Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     processes: PositiveInt = 1
     accumulation: PositiveInt = 1
-    checkpoint_seconds: NonNegativeInt = 600
+    checkpoint_seconds: NonNegativeFloat = CHECKPOINT_SECONDS
     data_root: Path | None = None
 
     def recorded(self) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def detect_runtime(
     precision: str = "fp32",
     data_root: Path | None = None,
     jobs: int | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Runtime:
     """The runtime for this machine. `device` auto takes GPUs where there are any.
 
@@ -63,6 +67,7 @@ def detect_runtime(
             "threads": max(1, cores // side_by_side) if gpus else 1,
             "workers": workers,
             "precision": precision,
+            "checkpoint_seconds": checkpoint_seconds,
             "data_root": data_root,
         }
     )

@@ -51,7 +51,7 @@ def run_job(job: Job) -> None:
 
 def run_cell(context: CellContext) -> int:
     """Run one cell here and write its record; returns the exit code."""
-    note_attempt(context.folder, event="start")
+    note_attempt(context.folder, event="start", pid=str(os.getpid()))
     cell, protocol, runtime = context.cell, context.protocol, context.runtime
     try:
         result = STAGES[cell.stage](context)

@@ -22,7 +22,8 @@ FOLDER = Path(__file__).parent
 MAX_FILE_BYTES = 1024 * 1024
 BARE = ("name", "version", "summary", "defaults")
 LEAF_KEYS = ("value", "source", "assumed", "alternatives")
-_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_INTEGER = re.compile(r"[-+]?(0|[1-9]\d*)")
+_FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def list_protocols() -> list[str]:
@@ -136,11 +137,11 @@ class _Reader:
             return None
         if kind == "bool":
             return text.lower() in ("true", "yes", "on")
-        if kind in ("int", "float") or (kind == "str" and node.style is None and _FLOAT.fullmatch(text)):
-            try:
-                return int(text) if kind == "int" else float(text)
-            except ValueError:
-                raise self.error(path, f"{text!r} is not a plain decimal number") from None
+        is_number = kind == "str" and node.style is None and _FLOAT.fullmatch(text)
+        if kind in ("int", "float") or is_number:
+            if not (_INTEGER if kind == "int" else _FLOAT).fullmatch(text):
+                raise self.error(path, f"{text!r} is not a plain decimal number")
+            return int(text) if kind == "int" else float(text)
         if kind == "str":
             return text
         raise self.error(path, f"the YAML tag {node.tag!r} is not allowed here")
@@ -151,7 +152,11 @@ class _Reader:
         path = path.strip()
         if not equals or path not in self.sources:
             raise HarnessError(f"--set {text}: write SLICE.FIELD=VALUE; {nearest(path, self.sources)}")
-        parsed = self._plain(yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("null", ""), path)
+        try:
+            node = yaml.compose(value, Loader=yaml.SafeLoader)
+        except yaml.YAMLError:
+            raise HarnessError(f"--set {text}: {value!r} is not a value") from None
+        parsed = None if node is None else self._plain(node, path)
         *groups, field = path.split(".")
         holder = tree
         for group in groups:

@@ -1,0 +1,179 @@
+"""The engine's promises: exact resume, exact global batches, one loss whatever the process count."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.engine import Training, TrainingDiverged, train
+from benchmark.runtime import Runtime
+from protocols.errors import ProtocolViolation
+
+SCRIPT = Path(__file__).parent / "engine_run.py"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("engine_run", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+run = _script().run
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize("method", ["beit", "mapet", "cae"])
+def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    whole = run(tmp_path / "whole", method, drop_path=0.3)
+    for attempt, workers in ((4, 0), (5, 2), (3, 0)):  # stops after steps 4, 9 and 12 of 16
+        assert run(tmp_path / "parts", method, drop_path=0.3, stop_at=attempt, workers=workers) == {}
+    resumed = run(tmp_path / "parts", method, drop_path=0.3)
+    assert_equal_weights(whole["weights"], resumed["weights"])
+    assert whole["images_seen"] == resumed["images_seen"] == 512
+
+
+def test_a_killed_run_repeats_what_was_not_saved(tmp_path: Path) -> None:
+    """Weights in memory move on after the last checkpoint; the next start begins at that checkpoint."""
+    whole = run(tmp_path / "whole", "mim", drop_path=0.3)
+    run(tmp_path / "parts", "mim", drop_path=0.3, stop_at=6)
+    newest = sorted((tmp_path / "parts" / "checkpoints").glob("*.pt"))[-1]
+    assert newest.name == "step-000000006.pt"
+    run(tmp_path / "parts", "mim", drop_path=0.3, stop_at=5)
+    newest = sorted((tmp_path / "parts" / "checkpoints").glob("*.pt"))[-1]
+    newest.with_suffix(".sha256").unlink()  # as if killed while saving step 11
+    resumed = run(tmp_path / "parts", "mim", drop_path=0.3)
+    assert_equal_weights(whole["weights"], resumed["weights"])
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    alone = run(tmp_path / "0", "pim", drop_path=0.3)
+    helped = run(tmp_path / "2", "pim", drop_path=0.3, workers=2)
+    assert_equal_weights(alone["weights"], helped["weights"])
+
+
+def test_metrics_are_appended_line_by_line(tmp_path: Path) -> None:
+    run(tmp_path, "mim", drop_path=0.0)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [10, 16]
+    assert all(line["steps"] == 16 and line["loss"] > 0 and line["images_per_second"] > 0 for line in lines)
+    assert lines[0]["lr"] > lines[1]["lr"] > 0
+    assert lines[1]["epoch"] == 2.0
+
+
+def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
+    exact = run(tmp_path / "fp32", "mim", drop_path=0.0)
+    half = run(tmp_path / "bf16", "mim", drop_path=0.0, precision="bf16")
+    assert all(value.dtype == torch.float32 for value in half["weights"].values())
+    curves = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("fp32", "bf16")]
+    assert curves[0] != curves[1]
+    assert curves[0] == pytest.approx(curves[1], abs=0.02)
+    assert exact["weights"].keys() == half["weights"].keys()
+
+
+def launch(folder: Path, *arguments: object, processes: int = 1) -> list[subprocess.Popen[bytes]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "rendezvous").unlink(missing_ok=True)
+    method, drop_path, accumulation, *rest = arguments
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(SCRIPT),
+                *map(str, (folder, method, drop_path, processes, rank, accumulation, *rest)),
+            ],
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(processes)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def test_two_processes_and_accumulation_give_the_same_training(tmp_path: Path) -> None:
+    """BEiT's counts differ per image, so a mean of means would drift apart. Drop path is 0."""
+    one = run(tmp_path / "one", "beit", drop_path=0.0)
+    accumulated = run(tmp_path / "accumulated", "beit", drop_path=0.0, accumulation=4)
+    finish(launch(tmp_path / "two", "beit", 0.0, 2, 0, "fp32", processes=2))
+    two = torch.load(tmp_path / "two" / "result.pt", weights_only=True)
+    curve = [line["loss"] for line in metrics(tmp_path / "one")]
+    for name, other in (("accumulated", accumulated), ("two", two)):
+        assert [line["loss"] for line in metrics(tmp_path / name)] == pytest.approx(curve, abs=1e-5)
+        for key, value in one["weights"].items():
+            torch.testing.assert_close(other["weights"][key], value, atol=5e-5, rtol=0, msg=f"{name} {key}")
+
+
+def test_two_stopped_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
+    finish(launch(tmp_path / "whole", "mapet", 0.3, 1, 0, "fp32", processes=2))
+    finish(launch(tmp_path / "parts", "mapet", 0.3, 1, 0, "fp32", 7, processes=2))
+    assert not (tmp_path / "parts" / "result.pt").exists()
+    finish(launch(tmp_path / "parts", "mapet", 0.3, 1, 0, "fp32", processes=2))
+    whole, parts = (
+        torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert_equal_weights(whole["weights"], parts["weights"])
+
+
+class Explodes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def loss(self, batch: Batch) -> Tensor:
+        return (self.weight * torch.nan).sum()
+
+    def positions(self, batch: Batch) -> Tensor:
+        return torch.tensor(1)
+
+
+class NoSchedule:
+    def step_update(self, num_updates: int) -> None:
+        return None
+
+
+def explode(folder: Path, runtime: Runtime) -> None:
+    model = Explodes()
+    data = StepDataset(Steps(40, 4, 1, 0), lambda positions, epoch: {}, micro_batch=4)
+    train(
+        Training(
+            model=model, data=data, optimizer=torch.optim.AdamW(model.parameters()), schedule=NoSchedule(),
+            clip_grad_norm=None, seed=0, folder=folder,
+        ),
+        runtime,
+    )  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="nan at step 10 of 10"):
+        explode(tmp_path, Runtime(device="cpu", jobs=1, threads=1))
+    assert not list((tmp_path).glob("checkpoints/*.pt"))
+
+
+def test_missing_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProtocolViolation, match="1 processes are running, the runtime says 2"):
+        explode(tmp_path, Runtime(device="cpu", jobs=1, threads=1, processes=2))

@@ -1,0 +1,268 @@
+"""The whole line on a tiny protocol: run, run again, fail, be killed, go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "tests" / "tiny.yaml"
+STAGES = {"tokenise": 1, "pretrain": 5, "finetune": 6, "linear-probe": 6}
+# Times, memory and attempts are measurements of a run, not results of it.
+MEASURED = {("cost", "wall_seconds"), ("cost", "peak_memory_bytes"), ("attempts",)}
+
+
+def command(work_dir: Path, *arguments: str) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "run_benchmark.py"), "--protocol", str(TINY), "--work-dir", str(work_dir),
+        "--device", "cpu", *arguments,
+    ]  # fmt: skip
+
+
+def run(work_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(work_dir, *arguments), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def records(work_dir: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted((work_dir / "tiny" / "cells").glob("*/record.json"))
+    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def without_measurements(record: dict[str, Any]) -> dict[str, Any]:
+    copy = json.loads(json.dumps(record))
+    for *groups, name in MEASURED:
+        holder = copy
+        for group in groups:
+            holder = holder[group]
+        del holder[name]
+    return copy
+
+
+def stage_counts(work_dir: Path) -> dict[str, int]:
+    stages = [record["stage"] for record in records(work_dir).values()]
+    return {stage: stages.count(stage) for stage in sorted(set(stages))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work_dir = tmp_path_factory.mktemp("finished")
+    done = run(work_dir)
+    assert done.returncode == 0, done.stderr
+    assert "MaPeT" in done.stdout
+    assert "page:" in done.stdout
+    assert "Traceback" not in done.stderr
+    return work_dir
+
+
+def test_every_cell_is_done_and_complete(finished: Path) -> None:
+    assert stage_counts(finished) == STAGES
+    for cell_id, record in records(finished).items():
+        assert record["status"] == "done"
+        assert record["cell_id"] == cell_id
+        assert record["compliance"]["status"] == "clean"
+        assert set(record["resolved"]) - {"hyperparameters"} == set(record["protocol"]["slices"])
+        assert record["artefacts"]
+        assert len(record["attempts"]) == 1
+        assert record["environment"]["torch"]
+        assert str(finished) not in json.dumps(record), "a record must not depend on where it was made"
+
+
+def test_evaluations_use_exactly_the_test_images(finished: Path) -> None:
+    for cell_id, record in records(finished).items():
+        if record["stage"] not in ("finetune", "linear-probe"):
+            continue
+        predictions = np.load(finished / "tiny" / "cells" / cell_id / "predictions.npz", allow_pickle=False)
+        assert len(predictions["predicted"]) == record["data_set"]["n"] == 203
+        assert predictions["image_ids"].tolist() == [f"test/{index:07d}" for index in range(203)]
+        accuracy = 100 * np.mean(predictions["predicted"] == predictions["labels"])
+        assert record["metrics"]["top1_percent"]["value"] == pytest.approx(accuracy)
+
+
+def test_parents_are_named_with_their_digests(finished: Path) -> None:
+    every = records(finished)
+    for record in every.values():
+        for parent, digest in record["parents"].items():
+            assert every[parent]["status"] == "done"
+            assert len(digest) == 64
+        expected = 0 if record["stage"] == "tokenise" or record["method"]["name"] == "scratch" else 1
+        assert len(record["parents"]) == expected
+
+
+def test_the_same_command_again_only_shows_the_board(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "tiny" / "cells").rglob("*")}
+    again = run(finished)
+    assert again.returncode == 0
+    assert "linear probe" in again.stdout
+    assert "done" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in (finished / "tiny" / "cells").rglob("*")} == before
+
+
+def test_another_work_dir_gives_identical_records(finished: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "--methods", "scratch", "mim", "mapet", "--jobs", "1").returncode == 0
+    first, second = records(finished), records(tmp_path)
+    for cell_id, record in second.items():
+        ours = without_measurements(record)
+        ours["runtime"]["jobs"] = first[cell_id]["runtime"]["jobs"]  # one at a time here, on purpose
+        assert ours == without_measurements(first[cell_id]), cell_id
+
+
+def test_another_seed_differs(finished: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, "--methods", "mim", "--seeds", "1").returncode == 0
+    (other,) = [record for record in records(tmp_path).values() if record["stage"] == "pretrain"]
+    (ours,) = [
+        record for record in records(finished).values()
+        if record["stage"] == "pretrain" and record["method"]["name"] == "mim"
+    ]  # fmt: skip
+    assert other["artefacts"] != ours["artefacts"]
+    assert other["metrics"]["loss"] != ours["metrics"]["loss"]
+
+
+def wait_for(condition: Callable[[], bool], *, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
+    """SIGKILL to the training process alone, then to the harness; then the same command to the end."""
+    long = ["--methods", "mapet", "--evaluations", "linear-probe", "--set", "pretraining.epochs=80"]
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    assert run(undisturbed, *long).returncode == 0
+
+    def folder() -> Path:
+        (found,) = (disturbed / "tiny" / "cells").glob("pretrain-*")
+        return found
+
+    def starts() -> list[int]:
+        events = [json.loads(line) for line in (folder() / "attempts.jsonl").read_text().splitlines()]
+        return [int(event["pid"]) for event in events if event["event"] == "start"]
+
+    def saved(attempts: int) -> bool:
+        """A checkpoint was written, and steps were taken after it, in the given attempt."""
+        if not list((disturbed / "tiny" / "cells").glob("pretrain-*/metrics.jsonl")):
+            return False
+        newest = max((folder() / "checkpoints").glob("*.sha256"), default=None)
+        lines = (folder() / "metrics.jsonl").read_text().splitlines()
+        if newest is None or len(starts()) != attempts or not lines:
+            return False
+        return json.loads(lines[-1])["step"] > int(newest.stem.removeprefix("step-")) > 0
+
+    harness = subprocess.Popen(
+        command(disturbed, *long, "--checkpoint-seconds", "0"),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for(lambda: saved(1))
+    os.kill(starts()[0], signal.SIGKILL)  # the harness starts it again by itself
+    wait_for(lambda: saved(2))
+    harness.kill()
+    harness.wait()
+    wait_for(lambda: not Path(f"/proc/{starts()[1]}").exists(), seconds=5)  # no orphan goes on training
+    assert not (folder() / "record.json").exists()
+    done = run(disturbed, *long)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in (folder() / "log").read_text()
+    ours, theirs = records(disturbed), records(undisturbed)
+    assert ours.keys() == theirs.keys()
+    for cell_id, record in ours.items():
+        assert without_measurements(record) == without_measurements(theirs[cell_id])
+    outcomes = [attempt["outcome"] for attempt in ours[folder().name]["attempts"]]
+    assert outcomes == ["interrupted", "interrupted", "done"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_go_on_and_leaves_nobody(tmp_path: Path, number: int, code: int) -> None:
+    long = ["--methods", "mim", "--evaluations", "linear-probe", "--set", "pretraining.epochs=400"]
+    harness = subprocess.Popen(
+        command(tmp_path, *long), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: bool(list((tmp_path / "tiny" / "cells").glob("pretrain-*/metrics.jsonl"))))
+    started = time.monotonic()
+    harness.send_signal(number)
+    _, errors = harness.communicate(timeout=60)
+    assert time.monotonic() - started < 15
+    assert harness.returncode == code
+    assert "The same command goes on from here" in errors
+    assert "Traceback" not in errors
+    (folder,) = (tmp_path / "tiny" / "cells").glob("pretrain-*")
+    assert list(folder.glob("checkpoints/step-*.sha256")), "the step was saved"
+    assert not (folder / "record.json").exists()
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    """A learning rate that diverges: mim fails, its children are skipped, scratch is done."""
+    arguments = ["--methods", "scratch", "mim", "--evaluations", "linear-probe"]
+    broken = [*arguments, "--set", "pretraining.peak_lr=1e30", "--set", "pretraining.clip_grad_norm=1e30"]
+    done = run(tmp_path, *broken)
+    assert done.returncode == 1
+    by_stage = {(r["stage"], r["method"] and r["method"]["name"]): r for r in records(tmp_path).values()}
+    failed = by_stage["pretrain", "mim"]
+    assert failed["status"] == "failed"
+    assert "TrainingDiverged: the loss is nan at step" in failed["error"]
+    assert by_stage["linear-probe", "mim"]["status"] == "skipped"
+    assert failed["cell_id"] in by_stage["linear-probe", "mim"]["error"]
+    assert by_stage["linear-probe", "scratch"]["status"] == "done"
+    again = run(tmp_path, *broken)
+    assert again.returncode == 1
+    assert len(records(tmp_path)[failed["cell_id"]]["attempts"]) == 1, "failed cells wait for --redo-failed"
+    redone = run(tmp_path, *broken, "--redo-failed")
+    assert redone.returncode == 1
+    assert len(records(tmp_path)[failed["cell_id"]]["attempts"]) == 2
+
+
+def test_a_changed_token_store_is_refused(finished: Path, tmp_path: Path) -> None:
+    import shutil
+
+    work_dir = tmp_path / "copy"
+    shutil.copytree(finished, work_dir)
+    (tokens,) = work_dir.glob("tokens/*/*/tokens.npy")
+    content = bytearray(tokens.read_bytes())
+    content[-5] ^= 1
+    tokens.write_bytes(content)
+    done = run(work_dir, "--methods", "mim", "--seeds", "5", "--evaluations", "linear-probe")
+    assert done.returncode == 1
+    (failed,) = [r for r in records(work_dir).values() if r["status"] == "failed"]
+    assert "SHA-256" in failed["error"]
+    assert "tokenise again" in failed["error"]
+
+
+def test_one_run_at_a_time(finished: Path) -> None:
+    import fcntl
+
+    with (finished / "tiny" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = run(finished)
+    assert second.returncode == 2
+    assert "another run is using" in second.stderr
+
+
+def test_report_needs_only_records(finished: Path, tmp_path: Path) -> None:
+    arguments = ["report", "--protocol", str(TINY), "--work-dir", str(finished)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run_benchmark.py"), *arguments, "--json"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
+def test_work_dir_that_cannot_be_used(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run(blocked)
+    assert done.returncode == 2
+    assert "cannot be used" in done.stderr
+    assert os.path.isfile(blocked)

@@ -1,0 +1,114 @@
+"""The house's rules: who may import whom, who loads no torch, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("protocols", "methods", "tokenizers", "leaderboard", "benchmark")
+ALLOWED = {
+    "protocols": {"protocols"},
+    "leaderboard": {"protocols", "leaderboard"},
+    "methods": {"protocols", "methods"},
+    "tokenizers": {"protocols", "tokenizers"},
+    "benchmark": set(ROOMS),
+}
+LIGHT = {
+    "protocols": {"pydantic", "yaml"},
+    "leaderboard": {"jinja2", "matplotlib", "numpy", "pandas", "pydantic", "rich", "scipy", "markupsafe"},
+}
+SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, by its full dotted name."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            assert node.module
+            modules.add(node.module)
+    return modules
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    modules = imported(path)
+    roots = {module.split(".")[0] for module in modules}
+    assert roots & set(ROOMS) <= ALLOWED[room]
+    if room in LIGHT:
+        outside = roots - set(ROOMS) - set(sys.stdlib_module_names)
+        assert outside <= LIGHT[room], outside - LIGHT[room]
+    if room == "benchmark":
+        of_leaderboard = {module for module in modules if module.split(".")[0] == "leaderboard"}
+        # record.py is the record's schema; cli.py alone shows boards.
+        assert path.name == "cli.py" or of_leaderboard <= {"leaderboard.record"}
+    if path.name != "engine.py":
+        assert "mmengine" not in roots
+    assert "transformers" not in roots
+
+
+def test_the_entry_script_only_calls_the_command_line() -> None:
+    assert imported(ROOT / "run_benchmark.py") == {"sys", "benchmark.cli"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "methods"],
+        ["list", "tokenizers"],
+        ["--help"],
+        ["report", "--protocol", "mini", "--work-dir", "none"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_never_load_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from benchmark.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "import leaderboard.report\n"
+        "heavy = {'torch', 'timm', 'mmengine', 'faiss', 'torchvision'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_libraries_work_with_this_repository_first_on_the_path() -> None:
+    """`tokenizers` is also a package of another ecosystem: the two must not be mistaken."""
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "import tokenizers, open_clip, timm\n"
+        "open_clip.get_tokenizer('RN50')(['a photograph'])\n"
+        "timm.create_model('vit_tiny_patch16_224', num_classes=0)\n"
+        "from open_clip.modified_resnet import ModifiedResNet\n"
+        "ModifiedResNet(layers=[1, 1, 1, 1], output_dim=16, heads=2, image_size=32, width=8)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [*SOURCES, ROOT / "run_benchmark.py", *sorted((ROOT / "tests").rglob("*.py"))]
+    long = {str(path.relative_to(ROOT)): lines for path in files
+            if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400}  # fmt: skip
+    assert not long
