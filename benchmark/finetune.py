@@ -6,12 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.batches import Batch
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.classification import Classification, backbone_of, predict, write_predictions
 from benchmark.data import ImagePart
-from benchmark.engine import Training, process_rank, train
-from benchmark.optim import build_optimizer, build_schedule
+from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise, random_flip, random_shift
 from methods.trunk import build_classifier
@@ -45,7 +44,7 @@ class LabelledBatches:
 
 def run(context: CellContext) -> StageResult:
     """Fine-tune the row's trunk and predict every evaluated image once."""
-    protocol, runtime = context.protocol, context.runtime
+    protocol = context.protocol
     recipe = protocol.evaluations[context.cell.evaluation or ""]
     assert isinstance(recipe, FineTuning)
     labelled = context.images("training").first(recipe.labelled_images)
@@ -56,32 +55,21 @@ def run(context: CellContext) -> StageResult:
             context.trunk(drop_path=recipe.drop_path),
             classes=len(labelled.classes),
             backbone=backbone_of(context),
-        ).to(runtime.device)
-    steps = Steps(len(labelled), recipe.global_batch, recipe.epochs, context.seed)
-    optimizer = build_optimizer(
-        classifier, recipe, undecayed=set(classifier.no_weight_decay()), layer_decay=recipe.layer_decay
+        )
+    result = train_recipe(
+        context,
+        recipe,
+        objective=Classification(classifier, label_smoothing=recipe.label_smoothing),
+        weights=classifier,
+        undecayed=set(classifier.no_weight_decay()),
+        images=len(labelled),
+        make_batch=LabelledBatches(labelled, protocol.data, recipe, seed=context.seed),
+        layer_decay=recipe.layer_decay,
     )
-    training = Training(
-        model=Classification(classifier, label_smoothing=recipe.label_smoothing),
-        data=StepDataset(
-            steps,
-            LabelledBatches(labelled, protocol.data, recipe, seed=context.seed),
-            micro_batch=runtime.micro_batch(recipe.global_batch),
-            rank=process_rank(),
-            processes=runtime.processes,
-        ),
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, recipe, steps),
-        clip_grad_norm=recipe.clip_grad_norm,
-        seed=context.seed,
-        folder=context.folder,
-        stop=context.stop,
-    )
-    result = train(training, runtime)
     pixels = torch.from_numpy(evaluated.pixels(protocol.data.image_size))
     inputs = normalise(pixels, protocol.data.mean, protocol.data.std)
     metrics, artefacts = write_predictions(
-        context.folder, evaluated, predict(classifier.eval(), inputs, device=runtime.device)
+        context.folder, evaluated, predict(classifier.eval(), inputs, device=context.runtime.device)
     )
     clear_checkpoints(context.folder / "checkpoints")
     return StageResult(

@@ -7,11 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.batches import Batch
 from benchmark.checkpoint import clear_checkpoints, save_weights
-from benchmark.engine import Training, process_rank, train
-from benchmark.optim import build_optimizer, build_schedule
 from benchmark.plan import check_geometry
+from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import color_jitter, normalise
 from leaderboard.record import Metric
@@ -78,7 +77,7 @@ class PretrainingBatches:
 
 def run(context: CellContext) -> StageResult:
     """Train to the protocol's last step, from the newest checkpoint where there is one."""
-    cell, protocol, runtime = context.cell, context.protocol, context.runtime
+    cell, protocol = context.cell, context.protocol
     recipe = protocol.pretraining
     assert cell.method is not None
     assert cell.tokenizer is not None
@@ -93,7 +92,6 @@ def run(context: CellContext) -> StageResult:
         seed=context.seed,
         **dict(cell.hyperparameters),
     )
-    steps = Steps(len(images), recipe.global_batch, recipe.epochs, context.seed)
     make_batch = PretrainingBatches(
         method,
         protocol,
@@ -102,25 +100,15 @@ def run(context: CellContext) -> StageResult:
         tokens=store.tokens(store.rows(images.image_ids)),
         seed=context.seed,
     )
-    data = StepDataset(
-        steps,
-        make_batch,
-        micro_batch=runtime.micro_batch(recipe.global_batch),
-        rank=process_rank(),
-        processes=runtime.processes,
+    result = train_recipe(
+        context,
+        recipe,
+        objective=PretrainingObjective(method),
+        weights=method,
+        undecayed=method.no_weight_decay(),
+        images=len(images),
+        make_batch=make_batch,
     )
-    optimizer = build_optimizer(method.to(runtime.device), recipe, undecayed=method.no_weight_decay())
-    training = Training(
-        model=PretrainingObjective(method),
-        data=data,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, recipe, steps),
-        clip_grad_norm=recipe.clip_grad_norm,
-        seed=context.seed,
-        folder=context.folder,
-        stop=context.stop,
-    )
-    result = train(training, runtime)
     artefacts = {
         BACKBONE: save_weights(context.folder / BACKBONE, method.export_backbone()),
         METHOD_WEIGHTS: save_weights(context.folder / METHOD_WEIGHTS, method.state_dict()),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.batches import Batch
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.classification import (
     EVALUATION_BATCH,
@@ -21,8 +21,7 @@ from benchmark.classification import (
     write_predictions,
 )
 from benchmark.data import ImagePart
-from benchmark.engine import Training, process_rank, train
-from benchmark.optim import build_optimizer, build_schedule
+from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise
 from methods.trunk import build_trunk
@@ -33,16 +32,16 @@ STD_FLOOR = 1e-6  # a feature that never varies stays zero instead of becoming n
 
 def run(context: CellContext) -> StageResult:
     """Features once, then the classifier; every evaluated image is predicted once."""
-    protocol, runtime = context.protocol, context.runtime
+    protocol, device = context.protocol, context.runtime.device
     recipe = protocol.evaluations[context.cell.evaluation or ""]
     assert isinstance(recipe, LinearProbe)
     labelled = context.images("training").first(recipe.labelled_images)
     evaluated = context.images(recipe.evaluated_part)
     trunk = build_trunk(context.trunk(drop_path=0.0))
     trunk.load_state_dict(backbone_of(context), strict=True)
-    trunk = trunk.eval().to(runtime.device)
+    trunk = trunk.eval().to(device)
     features = {
-        part.name: patch_mean_features(trunk, part, protocol.data, device=runtime.device)
+        part.name: patch_mean_features(trunk, part, protocol.data, device=device)
         for part in (labelled, evaluated)
     }
     if recipe.standardise:
@@ -51,33 +50,23 @@ def run(context: CellContext) -> StageResult:
     labels = torch.from_numpy(labelled.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        classifier = linear_classifier(trunk.embed_dim, len(labelled.classes)).to(runtime.device)
+        classifier = linear_classifier(trunk.embed_dim, len(labelled.classes))
 
     def make_batch(positions: npt.NDArray[np.int64], epoch: int) -> Batch:
         chosen = torch.from_numpy(positions)
         return {"inputs": features[labelled.name][chosen], "labels": labels[chosen]}
 
-    steps = Steps(len(labelled), recipe.global_batch, recipe.epochs, context.seed)
-    optimizer = build_optimizer(classifier, recipe, undecayed=set())
-    training = Training(
-        model=Classification(classifier),
-        data=StepDataset(
-            steps,
-            make_batch,
-            micro_batch=runtime.micro_batch(recipe.global_batch),
-            rank=process_rank(),
-            processes=runtime.processes,
-        ),
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, recipe, steps),
-        clip_grad_norm=recipe.clip_grad_norm,
-        seed=context.seed,
-        folder=context.folder,
-        stop=context.stop,
+    result = train_recipe(
+        context,
+        recipe,
+        objective=Classification(classifier),
+        weights=classifier,
+        undecayed=set(),
+        images=len(labelled),
+        make_batch=make_batch,
     )
-    result = train(training, runtime)
     metrics, artefacts = write_predictions(
-        context.folder, evaluated, predict(classifier, features[evaluated.name], device=runtime.device)
+        context.folder, evaluated, predict(classifier, features[evaluated.name], device=device)
     )
     clear_checkpoints(context.folder / "checkpoints")
     return StageResult(

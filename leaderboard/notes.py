@@ -17,6 +17,7 @@ def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]
     if not done:
         return (*notes, "Nothing has been measured yet.")
     notes += _images_and_seeds(done)
+    notes += _teachers(done)
     if any(run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH for run in done):
         notes.append(_gain(done))
     superseded = [
@@ -29,7 +30,7 @@ def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]
         )
     if outdated:
         notes.append(
-            "Measured on an earlier version of a parent cell, run again with --redo-stale: "
+            "Measured on an earlier version of a parent cell; delete these cells' folders and run again: "
             f"{_listed(run.record.cell_id for run in outdated)}."
         )
     return tuple(notes)
@@ -51,6 +52,16 @@ def _images_and_seeds(done: Sequence[Run]) -> tuple[str, str]:
         f"{len(seeds)} seeds ({listed}): mean and sample standard deviation over seeds. "
         "The images are the same for every seed, so the deviation leaves out the chance in choosing them."
     )
+
+
+def _teachers(done: Sequence[Run]) -> list[str]:
+    """A tokenizer whose features were learned from labels hands them on to every row that uses it."""
+    taught = {run.record.tokenizer.name: run.record.tokenizer.teacher for run in done if run.record.tokenizer}
+    return [
+        f"{name} has a teacher, {teacher}: rows on it learn from what that teacher was told."
+        for name, teacher in sorted(taught.items())
+        if teacher and not teacher.startswith("none")
+    ]
 
 
 def _gain(done: Sequence[Run]) -> str:

@@ -273,3 +273,17 @@ def test_block_mask_statistics() -> None:
     assert abs(share[0, 0] - expected["marg_corner"]) < 0.01
     assert abs(share[13, 13] - expected["marg_br"]) < 0.01
     assert abs(share[6:8, 6:8].mean() - expected["marg_center"]) < 0.015
+
+
+def test_pim_takes_mapets_names(golden: Golden) -> None:
+    data = golden("mapet_tiny")
+    trunk = TrunkSpec(image_size=32, patch_size=4, width=24, depth=3, heads=3)
+    pim = build_method("pim", trunk=trunk, codebook_size=50, cutting_point=17, seed=0).eval()
+    mapet = TestMaPeT().build()
+    for method in (pim, mapet):
+        method.load_reference(part(data, "weight/"))
+    assert pim.state_dict().keys() == mapet.state_dict().keys()
+    assert all(torch.equal(value, mapet.state_dict()[name]) for name, value in pim.state_dict().items())
+    # Same weights, another objective: the first prediction lacks the later positions.
+    difference = pim(data["images"], data["tokens"], data["order"])["logits"] - data["logits_permuted"]
+    assert difference.abs().max() > 1e-2

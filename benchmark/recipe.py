@@ -1,0 +1,56 @@
+"""From a protocol's recipe to a finished training: the one way in which every stage trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.engine import Training, TrainingResult, process_rank, train
+from benchmark.optim import build_optimizer, build_schedule
+from benchmark.stage import CellContext
+from protocols.schema import Optimisation
+
+
+def train_recipe(
+    context: CellContext,
+    recipe: Optimisation,
+    *,
+    objective: nn.Module,
+    weights: nn.Module,
+    undecayed: set[str],
+    images: int,
+    make_batch: Callable[[npt.NDArray[np.int64], int], Batch],
+    layer_decay: float | None = None,
+) -> TrainingResult:
+    """Train `weights` (a part of `objective`) on `images` images under `recipe`, in the cell's folder.
+
+    `undecayed` names parameters of `weights`. `make_batch` maps positions and an epoch to a batch.
+    Raises what `benchmark.engine.train` raises.
+    """
+    runtime = context.runtime
+    steps = Steps(images, recipe.global_batch, recipe.epochs, context.seed)
+    data = StepDataset(
+        steps,
+        make_batch,
+        micro_batch=runtime.micro_batch(recipe.global_batch),
+        rank=process_rank(),
+        processes=runtime.processes,
+    )
+    optimizer = build_optimizer(
+        weights.to(runtime.device), recipe, undecayed=undecayed, layer_decay=layer_decay
+    )
+    training = Training(
+        model=objective,
+        data=data,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, recipe, steps),
+        clip_grad_norm=recipe.clip_grad_norm,
+        seed=context.seed,
+        folder=context.folder,
+        stop=context.stop,
+    )
+    return train(training, runtime)
