@@ -132,6 +132,7 @@ def _report(arguments: list[str]) -> int:
     )
     _add_common(parser)
     parser.add_argument("--json", action="store_true", help="the board as JSON on standard output")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the board's files here instead")
     options = parser.parse_args(arguments)
     protocol = load_protocol(options.protocol)
     if not (options.work_dir / protocol.name / "cells").is_dir():
@@ -139,7 +140,7 @@ def _report(arguments: list[str]) -> int:
             f"no records of protocol {protocol.name} under {options.work_dir}; "
             f"make some with run_benchmark.py --protocol {protocol.name}"
         )
-    _show_board(options.work_dir, protocol, as_json=options.json)
+    _show_board(options.work_dir, protocol, out=options.out, as_json=options.json)
     return DONE
 
 
@@ -164,11 +165,13 @@ def _list(arguments: list[str]) -> int:
     return DONE
 
 
-def _show_board(work_dir: Path, protocol: Protocol, *, as_json: bool = False) -> None:
+def _show_board(
+    work_dir: Path, protocol: Protocol, *, out: Path | None = None, as_json: bool = False
+) -> None:
     # Imported late: pandas and matplotlib would slow down every command that needs no board.
     from leaderboard.report import write_report
 
-    report = write_report(work_dir, protocol)
+    report = write_report(work_dir, protocol, out_dir=out)
     if as_json:
         print(report.json)
         return
