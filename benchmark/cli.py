@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except Stopped as stopped:
         print(
-            f"\nstopped by {stopped}; nothing that was finished is lost. The same command goes on from here.",
+            f"\nstopped by {stopped}; nothing that was finished is lost.\n"
+            "The same command goes on from here.",
             file=sys.stderr,
         )
         return stopped.exit_code

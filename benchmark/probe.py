@@ -27,7 +27,8 @@ from benchmark.transforms import normalise
 from methods.trunk import build_trunk
 from protocols.schema import Data, LinearProbe
 
-STD_FLOOR = 1e-6  # a feature that never varies stays zero instead of becoming noise
+# Directions of less than this share of the largest variance are left small instead of blown up to noise.
+VARIANCE_FLOOR = 1e-8
 
 
 def run(context: CellContext) -> StageResult:
@@ -44,9 +45,9 @@ def run(context: CellContext) -> StageResult:
         part.name: patch_mean_features(trunk, part, protocol.data, device=device)
         for part in (labelled, evaluated)
     }
-    if recipe.standardise:
-        mean, std = features[labelled.name].mean(dim=0), features[labelled.name].std(dim=0)
-        features = {name: (values - mean) / std.clamp(min=STD_FLOOR) for name, values in features.items()}
+    if recipe.whiten:
+        mean, projection = whitening(features[labelled.name])
+        features = {name: (values - mean) @ projection for name, values in features.items()}
     labels = torch.from_numpy(labelled.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
@@ -85,6 +86,18 @@ def linear_classifier(width: int, classes: int) -> nn.Linear:
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     return classifier
+
+
+def whitening(features: Tensor) -> tuple[Tensor, Tensor]:
+    """features (n, D) -> their mean (D,) and a (D, D) projection to unit covariance (PCA whitening)."""
+    mean = features.double().mean(dim=0)
+    centred = features.double() - mean
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+    scale = (variance.clamp(min=0) + VARIANCE_FLOOR * variance.max()).rsqrt()
+    # eigh leaves each direction's sign open: the largest entry is made positive, the same everywhere.
+    largest = directions.abs().argmax(dim=0)
+    signs = directions[largest, torch.arange(len(largest))].sign()
+    return mean.float(), (directions * signs * scale).float()
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from benchmark.layout import METRICS_NAME, cell_folder
 from benchmark.plan import Cell
@@ -82,11 +83,13 @@ class Bars(Lines):
         super().__init__(console)
         self._work_dir, self._protocol = work_dir, protocol
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[numbers]}"),
+            # Names give way first: the numbers are what a person looks for at 80 columns.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
 

@@ -184,13 +184,14 @@ class FineTuning(Optimisation):
 class LinearProbe(Optimisation):
     """A linear classifier on the frozen trunk: mean of the patch tokens after the pre-training norm.
 
-    `standardise` gives every feature mean 0 and variance 1 over the labelled images.
+    `whiten` gives the features mean 0 and unit covariance over the labelled images: an invertible linear
+    map, so the classifier is still linear in the features, but one that its optimiser can reach.
     """
 
     kind: Literal["linear-probe"]
     labelled_images: PositiveInt
     evaluated_part: Literal["validation", "test"]
-    standardise: bool
+    whiten: bool
 
 
 Evaluation = Annotated[FineTuning | LinearProbe, Field(discriminator="kind")]

@@ -48,7 +48,7 @@ def changed(protocol: Protocol, leaf: str) -> str:
         "kind": None,
         "split": None,
         "evaluated_part": "validation",
-        "standardise": "false",
+        "whiten": "false",
         "layer_decay": "0.5",
         "clip_grad_norm": "7.0",
         "model": "another",
