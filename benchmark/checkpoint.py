@@ -52,17 +52,19 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         damaged.append(path.name)
     if damaged:
         raise HarnessError(
-            f"no whole checkpoint in {folder}: {', '.join(damaged)} damaged; "
-            "restore one, or delete the folder to train this cell from its start"
+            f"no whole checkpoint in {folder}: {', '.join(damaged)} damaged; restore one, or delete the "
+            "folder and run again with --redo-failed to train this cell from its start"
         )
     return None
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Remove what a finished run no longer needs."""
+    """Remove what a finished run no longer needs, and what a kill while saving left behind."""
     for path in _checkpoints(folder):
         path.with_suffix(".sha256").unlink(missing_ok=True)
         path.unlink()
+    for leftover in folder.glob(".step-*"):
+        leftover.unlink()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -78,13 +80,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
 
 def load_weights(path: Path, *, digest: str) -> dict[str, Tensor]:
     """Read a safetensors file whose SHA-256 must be `digest`. Raises HarnessError otherwise."""
+    remedy = f"restore it, or delete {path.parent.parent} and run again with --redo-failed"
     try:
         found = sha256_of_file(path)
     except FileNotFoundError:
-        raise HarnessError(f"{path} is missing; delete its cell's record to train it again") from None
+        raise HarnessError(f"{path} is missing; {remedy}") from None
     if found != digest:
-        raise HarnessError(
-            f"{path}: SHA-256 is {found[:12]}, the record says {digest[:12]}; "
-            "restore the file, or delete its cell's folder to train it again"
-        )
+        raise HarnessError(f"{path}: SHA-256 is {found[:12]}, the record says {digest[:12]}; {remedy}")
     return load_file(path)

@@ -8,17 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.data import open_part
 from benchmark.execute import Stopped, execute
 from benchmark.plan import make_plan, select
 from benchmark.progress import choose_display
 from benchmark.runtime import CHECKPOINT_SECONDS, detect_runtime
 from methods import list_methods, method_spec
 from protocols import list_protocols, load_protocol
-from protocols.errors import HarnessError
+from protocols.errors import HarnessError, unknown
 from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
 
 DONE, FAILED = 0, 1
+MOST_SEED = 2**32 - 1
 DESCRIPTION = """\
 Pre-train and evaluate objectives under one shared protocol, and show the
 board. Other commands: report, list.
@@ -43,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Tracebacks are for our mistakes, not for users'."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"run": _run, "report": _report, "list": _list}
-    command = given.pop(0) if given and given[0] in commands else "run"
     try:
+        command = "run"
+        if given and not given[0].startswith("-"):
+            command = given.pop(0)
+            if command not in commands:
+                raise unknown("command", command, commands)
         return commands[command](given)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has seen enough; what was to be kept is on disk.
@@ -53,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"error: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        return HarnessError.exit_code
+    except KeyboardInterrupt:
+        return 130
     except Stopped as stopped:
         print(
             f"\nstopped by {stopped}; nothing that was finished is lost.\n"
@@ -76,7 +87,8 @@ def _run(arguments: list[str]) -> int:
     _add_names(parser, "--evaluations", "what to measure")
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="SLICE.FIELD=VALUE",
         help="change a protocol value to explore; such cells are marked modified and shown apart",
@@ -105,6 +117,7 @@ def _run(arguments: list[str]) -> int:
         evaluations=_names(options.evaluations),
         seeds=None if options.seeds is None else _seeds(options.seeds),
     )
+    check_images(protocol)
     runtime = detect_runtime(
         device=options.device,
         workers=options.workers,
@@ -121,10 +134,16 @@ def _run(arguments: list[str]) -> int:
     failed = [record for record in records if record.status != "done"]
     if failed:
         print(
-            f"{len(failed)} of {len(records)} cells did not succeed; see above, and --redo-failed",
+            f"{len(failed)} of {len(records)} cells did not succeed; --redo-failed tries them again",
             file=sys.stderr,
         )
     return FAILED if failed else DONE
+
+
+def check_images(protocol: Protocol) -> None:
+    """HarnessError, before anything runs, unless every image that the protocol names is there."""
+    for name in ("pretraining", "training", "validation", "test"):
+        open_part(protocol.data.name, name, getattr(protocol.data, name))
 
 
 def _report(arguments: list[str]) -> int:
@@ -192,13 +211,16 @@ def _add_names(parser: argparse.ArgumentParser, flag: str, what: str) -> None:
 
 
 def _names(values: Sequence[str]) -> list[str]:
-    """Space- or comma-separated names."""
-    return [name for value in values for name in value.split(",") if name]
+    """Space- or comma-separated names. Raises HarnessError if there are none."""
+    names = [name for value in values for name in value.split(",") if name]
+    if not names:
+        raise HarnessError(f"{','.join(values)!r} names nothing; give at least one name, or all")
+    return names
 
 
 def _seeds(values: Sequence[str]) -> list[int]:
     names = _names(values)
     for name in names:
-        if not name.isdecimal():
-            raise HarnessError(f"--seeds: {name!r} is not a whole number of 0 or more")
+        if not (name.isascii() and name.isdecimal() and int(name) <= MOST_SEED):
+            raise HarnessError(f"--seeds: {name!r} is not a whole number from 0 to {MOST_SEED}")
     return [int(name) for name in names]

@@ -1,6 +1,7 @@
 """Data sets: which images exist, under which stable ids, with which labels and pixels.
 
 The embedded set is a file of the repository; sets of image files join here with their own reader.
+Geometry is the same for all: the centred integer square, then a resize. Loads no torch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmark.transforms import square_pixels
 from protocols.errors import HarnessError, unknown
+from protocols.geometry import square_crop_box
 from protocols.schema import Part
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -71,6 +72,14 @@ class ImagePart:
             self.data_set, self.name, self.classes, self.sample_ids[keep], self.image_ids[keep],
             self.labels[keep], self.arrays[keep],
         )  # fmt: skip
+
+
+def square_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """The centred square of `image` at size x size, bicubic: uint8 (3, S, S)."""
+    square = image.convert("RGB").crop(square_crop_box(*image.size))
+    if square.size != (size, size):
+        square = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)
 
 
 def open_part(data_set: str, name: str, part: Part) -> ImagePart:

@@ -34,7 +34,7 @@ from benchmark.interrupt import StopFlag
 from benchmark.layout import METRICS_NAME
 from benchmark.runtime import Runtime
 from methods.patterns import keyed_hash
-from protocols.errors import ProtocolViolation
+from protocols.errors import HarnessError, ProtocolViolation
 
 METRICS_EVERY = 10
 SAVING_SHARE = 0.02  # at most this part of the time goes into checkpoints
@@ -80,9 +80,11 @@ class Training:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """`seconds` of training over all attempts, lost work not counted; `loss` of the last metrics line."""
+    """`seconds` of training over all attempts, lost work not counted; `loss` of the last metrics line,
+    a mean over `loss_images` images."""
 
     loss: float
+    loss_images: int
     seconds: float
     images_seen: int
 
@@ -114,7 +116,13 @@ def train(training: Training, runtime: Runtime) -> TrainingResult:
     loop = runner.train_loop
     assert isinstance(loop, _StepLoop)
     steps = training.data.steps
-    return TrainingResult(loop.last_loss, loop.seconds, steps.total * steps.global_batch)
+    last_window = (steps.total - 1) % METRICS_EVERY + 1
+    return TrainingResult(
+        loss=loop.last_loss,
+        loss_images=last_window * steps.global_batch,
+        seconds=loop.seconds,
+        images_seen=steps.total * steps.global_batch,
+    )
 
 
 class _TrainStep(BaseModel):
@@ -160,9 +168,11 @@ class _StepLoop(BaseLoop):
         super().__init__(runner, dataloader)
         self.training = runner.training
         self.total = runner.training.data.steps.total
-        self.step = 0
+        self.step = self.first_step = 0
         self.seconds_before = 0.0
         self.last_loss = math.nan
+        # The metrics window that is open: part of the state, or a resumed run would report another loss.
+        self.window_sum, self.window_steps = torch.zeros(()), 0
         self._started = time.perf_counter()
 
     @property
@@ -224,26 +234,26 @@ class _Progress(Hook):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._sum: Tensor | float = 0.0
-        self._count = 0
-        self._mark = time.perf_counter()
+        self._mark, self._marked_step = time.perf_counter(), 0
 
     def after_train_iter(
         self, runner: _Shell, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        self._sum = self._sum + outputs["loss"]
-        self._count += 1
         loop = runner.train_loop
+        loop.window_sum = loop.window_sum.to(outputs["loss"].device) + outputs["loss"]
+        loop.window_steps += 1
         if loop.step % METRICS_EVERY and loop.step != loop.total:
             return
-        mean = torch.as_tensor(self._sum / self._count)
+        mean = loop.window_sum / loop.window_steps
         if runner.world_size > 1:
             dist.all_reduce(mean)
             mean /= runner.world_size
         loop.last_loss = float(mean)
         now = time.perf_counter()
-        rate = self._count * loop.training.data.steps.global_batch / max(now - self._mark, 1e-9)
-        self._sum, self._count, self._mark = 0.0, 0, now
+        steps = loop.step - max(self._marked_step, loop.first_step)
+        rate = steps * loop.training.data.steps.global_batch / max(now - self._mark, 1e-9)
+        self._mark, self._marked_step = now, loop.step
+        loop.window_sum, loop.window_steps = torch.zeros(()), 0
         if not math.isfinite(loop.last_loss):
             raise TrainingDiverged(f"the loss is {loop.last_loss} at step {loop.step} of {loop.total}")
         if runner.rank == 0:
@@ -274,7 +284,14 @@ class _Checkpoints(Hook):
             runner.training.model.load_state_dict(state["model"], strict=True)
             runner.training.optimizer.load_state_dict(state["optimizer"])
             loop = runner.train_loop
-            loop.step, loop.seconds_before, loop.last_loss = state["step"], state["seconds"], state["loss"]
+            if state["precision"] != runner.runtime.precision:
+                raise HarnessError(
+                    f"this cell was begun in {state['precision']}; go on with --precision "
+                    f"{state['precision']}, or delete its folder to begin again in {runner.runtime.precision}"
+                )
+            loop.step = loop.first_step = state["step"]
+            loop.seconds_before, loop.last_loss = state["seconds"], state["loss"]
+            loop.window_sum, loop.window_steps = state["window_sum"], state["window_steps"]
             runner.logger.info("going on from step %d of %d", loop.step, loop.total)
 
     def after_train_iter(
@@ -298,6 +315,9 @@ class _Checkpoints(Hook):
                 "optimizer": runner.training.optimizer.state_dict(),
                 "seconds": loop.seconds,
                 "loss": loop.last_loss,
+                "window_sum": loop.window_sum.cpu(),
+                "window_steps": loop.window_steps,
+                "precision": runner.runtime.precision,
             }
             save_checkpoint(self._folder, loop.step, state)
         self._last = time.perf_counter()

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 from typing import Protocol as Interface
 
 from benchmark.job import Job, run_in_child
@@ -25,18 +27,20 @@ from benchmark.layout import cell_folder
 from benchmark.plan import Cell
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime
-from leaderboard.record import Record, read_record
+from leaderboard.record import RECORD_NAME, Record, read_record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
+ROOT = Path(__file__).parent.parent
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 10.0
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ATTEMPTS = 3
-INTERRUPTED = 143
+INTERRUPTED, LOCKED = 143, 75
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM arrived; `exit_code` is what the command line returns."""
+    """SIGINT, SIGTERM or SIGHUP arrived; `exit_code` is what the command line returns."""
 
     def __init__(self, number: int) -> None:
         self.exit_code = 128 + number
@@ -92,6 +96,7 @@ class _Execution:
     ) -> None:
         self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
         self.display = display
+        self.server = _server(runtime)
         self.records: dict[str, Record] = {}
         self.starts: dict[str, int] = {}
         self.live: list[_Running] = []
@@ -128,12 +133,20 @@ class _Execution:
         free = sorted(set(range(self.runtime.jobs)) - {one.slot for one in self.live})
         for cell, slot in zip(ready, free, strict=False):
             self.starts[cell.id] = self.starts.get(cell.id, 0) + 1
+            # An earlier failure's record must not pass for this attempt's.
+            (cell_folder(self.work_dir, self.protocol.name, cell.id) / RECORD_NAME).unlink(missing_ok=True)
             self.live.append(_Running(cell, self._spawn(cell, slot), slot))
 
     def _spawn(self, cell: Cell, slot: int) -> ForkServerProcess:
         job = Job(cell=cell, protocol=self.protocol, runtime=self.runtime, work_dir=self.work_dir, slot=slot)
-        process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
-        process.start()
+        process = self.server.Process(target=run_in_child, args=(job,), name=cell.id)
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:
+            raise HarnessError(
+                f"the process that cells are started from has died ({type(error).__name__}); "
+                "its message stands above; `python -c 'import benchmark.worker'` shows it again"
+            ) from None
         return process
 
     def _collect(self) -> None:
@@ -144,15 +157,15 @@ class _Execution:
             status = {0: "done", 1: "failed"}.get(code if code is not None else -1)
             if record is not None and record.status == status:
                 self._settle(one.cell, record)
-            elif self.starts[one.cell.id] >= ATTEMPTS:
-                how = (
-                    f"killed by {signal.Signals(-code).name}"
-                    if code and code < 0
-                    else f"ended with code {code}"
-                )
-                error = f"the process was {how} {ATTEMPTS} times; out of memory? see the log"
-                self._settle(one.cell, self._write(one.cell, "failed", error))
-            # Otherwise the process was killed from outside: it starts again from its checkpoint.
+            elif code is not None and (code < 0 or code in (INTERRUPTED, LOCKED)):
+                # Killed from outside: it starts again, from its checkpoint, but not for ever.
+                if self.starts[one.cell.id] >= ATTEMPTS:
+                    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+                    error = f"its process was {how} {ATTEMPTS} times; out of memory? see its log"
+                    self._settle(one.cell, self._write(one.cell, "failed", error, was_killed=True))
+            else:
+                error = f"its process ended with code {code} and left no record; see its log"
+                self._settle(one.cell, self._write(one.cell, "failed", error, was_killed=True))
 
     def _skip_orphans(self) -> None:
         for cell in self.plan:
@@ -161,15 +174,18 @@ class _Execution:
                 record = self._write(cell, "skipped", f"cell {bad[0]}, which this one needs, did not succeed")
                 self._settle(cell, record)
 
-    def _write(self, cell: Cell, status: str, error: str) -> Record:
+    def _write(
+        self, cell: Cell, status: Literal["failed", "skipped"], error: str, *, was_killed: bool = False
+    ) -> Record:
         return write_cell_record(
             cell,
             self.protocol,
             self.runtime,
             self.work_dir,
-            status="failed" if status == "failed" else "skipped",
+            status=status,
             error=error,
             peak_memory_bytes=0,
+            was_killed=was_killed,
         )
 
     def _settle(self, cell: Cell, record: Record) -> None:
@@ -187,23 +203,45 @@ class _Execution:
 
     def _end_children(self) -> None:
         """Ask politely, so that training saves its step; then insist."""
-        for one in self.live:
-            one.process.terminate()
+        # Asked of multiprocessing: a signal may have come between a child's start and its place in `live`.
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
-        for one in self.live:
-            one.process.join(max(0.0, deadline - time.monotonic()))
-        for one in self.live:
-            if one.process.exitcode is None:
-                one.process.kill()
-                one.process.join()
+        for child in children:
+            child.join(max(0.0, deadline - time.monotonic()))
+        for child in children:
+            if child.exitcode is None:
+                child.kill()
+                child.join()
 
 
 def _server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
-    """The fork server, started on first use; what it imports must start no threads and no CUDA."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(runtime.threads)
+    """The fork server, started on first use; what it imports must start no threads and no CUDA.
+
+    It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
+    this process's path nor anything but the current folder. SIGINT is ignored from its first moment,
+    for a terminal sends it to the whole group.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.worker"])
+    threads = {
+        name: str(runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ |= threads
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
     return context
 
 
@@ -227,14 +265,14 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM become Stopped in the main thread, once."""
+    """SIGINT, SIGTERM and SIGHUP become Stopped in the main thread, once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in previous:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         yield
     finally:

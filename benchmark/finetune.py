@@ -7,7 +7,6 @@ import numpy.typing as npt
 import torch
 
 from benchmark.batches import Batch
-from benchmark.checkpoint import clear_checkpoints
 from benchmark.classification import Classification, backbone_of, predict, write_predictions
 from benchmark.data import ImagePart
 from benchmark.recipe import train_recipe
@@ -71,7 +70,6 @@ def run(context: CellContext) -> StageResult:
     metrics, artefacts = write_predictions(
         context.folder, evaluated, predict(classifier.eval(), inputs, device=context.runtime.device)
     )
-    clear_checkpoints(context.folder / "checkpoints")
     return StageResult(
         metrics=metrics,
         data=evaluated,

@@ -9,8 +9,8 @@ from types import FrameType
 from typing import NoReturn
 
 
-class Interrupted(Exception):
-    """The stage was asked to stop; what it had is on disk."""
+class Interrupted(BaseException):
+    """The stage was asked to stop; what it had is on disk. No library's `except Exception` may take it."""
 
 
 class StopFlag:

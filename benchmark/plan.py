@@ -83,9 +83,8 @@ def select(
     """
 
     def chosen(kind: str, names: Iterable[str]) -> tuple[str, ...]:
-        given = [name.lower() for name in names]
-        if "all" in given:
-            return tuple(getattr(protocol.defaults, kind))
+        defaults: tuple[str, ...] = getattr(protocol.defaults, kind)
+        given = [each for name in names for each in (defaults if name.lower() == "all" else (name.lower(),))]
         known = getattr(protocol, kind)
         for name in given:
             if name not in known:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.batches import Batch
-from benchmark.checkpoint import clear_checkpoints, save_weights
+from benchmark.checkpoint import save_weights
 from benchmark.plan import check_geometry
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
@@ -113,9 +113,8 @@ def run(context: CellContext) -> StageResult:
         BACKBONE: save_weights(context.folder / BACKBONE, method.export_backbone()),
         METHOD_WEIGHTS: save_weights(context.folder / METHOD_WEIGHTS, method.state_dict()),
     }
-    clear_checkpoints(context.folder / "checkpoints")
     return StageResult(
-        metrics={"loss": Metric(value=result.loss, n=result.images_seen, unit="nats")},
+        metrics={"loss": Metric(value=result.loss, n=result.loss_images, unit="nats")},
         data=images,
         seconds=result.seconds,
         images_seen=result.images_seen,
@@ -133,7 +132,7 @@ def _token_store(context: CellContext) -> TokenStore:
     manifest = context.work_dir / path
     if not manifest.is_file() or sha256_of_file(manifest) != digest:
         raise HarnessError(
-            f"{path} is missing or is not the one that was recorded; delete cell {context.cell.parents[0]} "
-            "and its token store to tokenise again"
+            f"{path} is missing or is not the one that was recorded; to tokenise again, delete "
+            f"{manifest.parent} and the cell {context.cell.parents[0]}, and run with --redo-failed"
         )
     return open_store(manifest.parent)

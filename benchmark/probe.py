@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmark.batches import Batch
-from benchmark.checkpoint import clear_checkpoints
 from benchmark.classification import (
     EVALUATION_BATCH,
     Classification,
@@ -26,8 +25,9 @@ from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise
 from methods.trunk import build_trunk
 from protocols.schema import Data, LinearProbe
+from tokenizers.kmeans import Whitening
 
-# Directions of less than this share of the largest variance are left small instead of blown up to noise.
+# Directions of less than this share of the whole variance stay small instead of being blown up to noise.
 VARIANCE_FLOOR = 1e-8
 
 
@@ -46,12 +46,14 @@ def run(context: CellContext) -> StageResult:
         for part in (labelled, evaluated)
     }
     if recipe.whiten:
-        mean, projection = whitening(features[labelled.name])
-        features = {name: (values - mean) @ projection for name, values in features.items()}
+        labelled_features = features[labelled.name]
+        floor = VARIANCE_FLOOR * float(labelled_features.var(dim=0).sum())
+        whitening = Whitening.fit(labelled_features, epsilon=floor)
+        features = {name: whitening.apply(values).float() for name, values in features.items()}
     labels = torch.from_numpy(labelled.labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        classifier = linear_classifier(trunk.embed_dim, len(labelled.classes))
+        classifier = linear_classifier(features[labelled.name].shape[1], len(labelled.classes))
 
     def make_batch(positions: npt.NDArray[np.int64], epoch: int) -> Batch:
         chosen = torch.from_numpy(positions)
@@ -69,7 +71,6 @@ def run(context: CellContext) -> StageResult:
     metrics, artefacts = write_predictions(
         context.folder, evaluated, predict(classifier, features[evaluated.name], device=device)
     )
-    clear_checkpoints(context.folder / "checkpoints")
     return StageResult(
         metrics=metrics,
         data=evaluated,
@@ -86,18 +87,6 @@ def linear_classifier(width: int, classes: int) -> nn.Linear:
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     return classifier
-
-
-def whitening(features: Tensor) -> tuple[Tensor, Tensor]:
-    """features (n, D) -> their mean (D,) and a (D, D) projection to unit covariance (PCA whitening)."""
-    mean = features.double().mean(dim=0)
-    centred = features.double() - mean
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
-    scale = (variance.clamp(min=0) + VARIANCE_FLOOR * variance.max()).rsqrt()
-    # eigh leaves each direction's sign open: the largest entry is made positive, the same everywhere.
-    largest = directions.abs().argmax(dim=0)
-    signs = directions[largest, torch.arange(len(largest))].sign()
-    return mean.float(), (directions * signs * scale).float()
 
 
 @torch.no_grad()

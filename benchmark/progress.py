@@ -30,7 +30,10 @@ def newest_metrics(folder: Path) -> dict[str, Any] | None:
         return None
     if not lines:
         return None
-    newest: dict[str, Any] = json.loads(lines[-1])
+    try:
+        newest: dict[str, Any] = json.loads(lines[-1])
+    except json.JSONDecodeError:  # a line that a full disk cut short; the next one will be whole
+        return None
     return newest
 
 
@@ -45,12 +48,18 @@ def describe_end(cell: Cell, record: Record) -> str:
     return f"done    {name}: {', '.join(metrics)} ({record.cost.wall_seconds:.0f} s)"
 
 
+def _short(value: float) -> str:
+    """At most five characters, so that a bar fits a terminal."""
+    return f"{value:.0f}" if value < 10_000 else f"{value / 1000:.0f}k"
+
+
 class Lines:
     """One line per finished cell; nothing while they run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._finished = 0
+        self._finished = self._total = 0
+        self._width = 1
 
     def running(self, cells: Sequence[Cell], finished: int, total: int) -> None:
         self._width = len(str(total))
@@ -60,7 +69,7 @@ class Lines:
     def ended(self, cell: Cell, record: Record) -> None:
         self._finished += 1
         count = f"[{self._finished:>{self._width}}/{self._total}]"
-        self._console.print(f"{count} {describe_end(cell, record)}", markup=False, highlight=False)
+        self._console.print(f"{count} {describe_end(cell, record)}", markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Lines:
         return self
@@ -92,9 +101,13 @@ class Bars(Lines):
             expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._all = self._progress.add_task("all", total=None, numbers="")
 
     def running(self, cells: Sequence[Cell], finished: int, total: int) -> None:
         super().running(cells, finished, total)
+        self._progress.update(
+            self._all, total=total, completed=finished, numbers=f"{finished} of {total} cells"
+        )
         for gone in set(self._tasks) - {cell.id for cell in cells}:
             self._progress.remove_task(self._tasks.pop(gone))
         for cell in cells:
@@ -104,7 +117,8 @@ class Bars(Lines):
             metrics = newest_metrics(cell_folder(self._work_dir, self._protocol, cell.id))
             if metrics is not None:
                 left = (metrics["steps"] - metrics["step"]) * metrics["seconds"] / max(1, metrics["step"])
-                numbers = f"loss {metrics['loss']:.3f} {metrics['images_per_second']:.0f} img/s {left:.0f} s"
+                rate = _short(metrics["images_per_second"])
+                numbers = f"loss {metrics['loss']:.3f} {rate} img/s {_short(left)} s"
                 self._progress.update(
                     self._tasks[cell.id], total=metrics["steps"], completed=metrics["step"], numbers=numbers
                 )

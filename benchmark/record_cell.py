@@ -27,6 +27,7 @@ from leaderboard.record import (
 )
 from methods import method_spec
 from protocols.schema import Protocol
+from tokenizers import tokenizer_spec
 
 if TYPE_CHECKING:
     from benchmark.stage import StageResult
@@ -40,8 +41,12 @@ def note_attempt(folder: Path, **event: str) -> None:
         stream.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **event}) + "\n")
 
 
-def read_attempts(folder: Path) -> tuple[Attempt, ...]:
-    """All attempts at the cell so far. A line that a kill cut short is passed over."""
+def read_attempts(folder: Path, *, ending: Outcome) -> tuple[Attempt, ...]:
+    """All attempts at the cell so far, one that is still open as ending now, in `ending`.
+
+    A line that a kill cut short is passed over. A killed attempt's end is when the next one began.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         lines = (folder / ATTEMPTS_NAME).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -60,6 +65,8 @@ def read_attempts(folder: Path) -> tuple[Attempt, ...]:
         elif started is not None:
             attempts.append(Attempt(started=started, ended=event["at"], outcome=event["event"]))
             started = None
+    if started is not None:
+        attempts.append(Attempt(started=started, ended=now, outcome=ending))
     return tuple(attempts)
 
 
@@ -74,19 +81,20 @@ def write_cell_record(
     error: str | None = None,
     device: str = "",
     peak_memory_bytes: int | None = None,
+    was_killed: bool = False,
 ) -> Record:
-    """Build and write the record of `cell`."""
+    """Build and write the record of `cell`; `was_killed` says that its process ended without a word."""
+    outcome: Outcome = "done" if status == "done" else "failed"
     folder = cell_folder(work_dir, protocol.name, cell.id)
     data = protocol.data
+    deviations = _deviations(cell, protocol, work_dir)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     record = Record(
         cell_id=cell.id,
         stage=cell.stage,
         protocol=ProtocolUse(name=protocol.name, version=protocol.version, slices=dict(cell.slices)),
         resolved=resolved_values(cell, protocol),
-        compliance=Compliance(
-            status="modified" if protocol.deviations else "clean", deviations=protocol.deviations
-        ),
+        compliance=Compliance(status="modified" if deviations else "clean", deviations=deviations),
         method=_method(cell),
         tokenizer=(result.tokenizer if result else None) or _tokenizer(cell, protocol, work_dir),
         trunk=cell.trunk,
@@ -110,7 +118,7 @@ def write_cell_record(
         git=provenance.git_state(),
         parents=_parents(cell, protocol, work_dir),
         artefacts=result.artefacts if result else {},
-        attempts=read_attempts(folder),
+        attempts=read_attempts(folder, ending="interrupted" if was_killed else outcome),
         status=status,
         error=error,
     )
@@ -126,6 +134,20 @@ def resolved_values(cell: Cell, protocol: Protocol) -> dict[str, dict[str, Any]]
     return resolved
 
 
+def _deviations(cell: Cell, protocol: Protocol, work_dir: Path) -> tuple[str, ...]:
+    """What of --set moved this cell: values of its own slices and hyperparameters, and its parents'.
+
+    A cell that none of them touches has the id, and the record, that it has without --set.
+    """
+    names = [name for name, _ in cell.slices]
+    if cell.stage == "pretrain":
+        names.append(f"method:{cell.method}")
+    found = dict.fromkeys(protocol.deviations_of(names))
+    for record in _parent_records(cell, protocol, work_dir).values():
+        found |= dict.fromkeys(record.compliance.deviations if record else ())
+    return tuple(found)
+
+
 def _method(cell: Cell) -> MethodUse | None:
     if cell.method is None:
         return None
@@ -139,7 +161,7 @@ def _tokenizer(cell: Cell, protocol: Protocol, work_dir: Path) -> TokenizerUse |
     for record in _parent_records(cell, protocol, work_dir).values():
         if record is not None and record.tokenizer is not None:
             return record.tokenizer
-    return TokenizerUse(name=cell.tokenizer)
+    return TokenizerUse(name=cell.tokenizer, source_digest=tokenizer_spec(cell.tokenizer).source_digest())
 
 
 def _parents(cell: Cell, protocol: Protocol, work_dir: Path) -> dict[str, str]:

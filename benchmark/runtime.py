@@ -24,11 +24,10 @@ class Runtime(Frozen):
     processes: PositiveInt = 1
     accumulation: PositiveInt = 1
     checkpoint_seconds: NonNegativeFloat = CHECKPOINT_SECONDS
-    data_root: Path | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """What the record keeps: everything but paths, which say nothing about a number."""
-        return self.model_dump(mode="json", exclude={"data_root", "checkpoint_seconds"})
+        """What the record keeps: everything but how often it was saved."""
+        return self.model_dump(mode="json", exclude={"checkpoint_seconds"})
 
     def micro_batch(self, global_batch: int) -> int:
         """Images per process and accumulation step. ProtocolViolation unless the split is exact."""
@@ -46,7 +45,6 @@ def detect_runtime(
     device: str = "auto",
     workers: int = 0,
     precision: str = "fp32",
-    data_root: Path | None = None,
     jobs: int | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Runtime:
@@ -68,14 +66,14 @@ def detect_runtime(
             "workers": workers,
             "precision": precision,
             "checkpoint_seconds": checkpoint_seconds,
-            "data_root": data_root,
         }
     )
 
 
 def count_gpus() -> int:
     """CUDA devices that this process may use, asked of the driver without loading torch here."""
+    present = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None:
+        return present
+    return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))

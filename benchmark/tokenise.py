@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmark.data import ImagePart
 from benchmark.stage import CellContext, StageResult
 from leaderboard.record import Metric, TokenizerUse
+from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
-from tokenizers import build_tokenizer
+from tokenizers import build_tokenizer, tokenizer_spec
 from tokenizers.base import WEIGHTS_NAME, Tokenizer
 from tokenizers.store import MANIFEST_NAME, open_store, write_tokens
 
@@ -45,6 +46,9 @@ def run(context: CellContext) -> StageResult:
             tokens=tokens,
         )
     store = open_store(folder)
+    made_by = (store.manifest.tokenizer.digest, store.manifest.data_digest)
+    if made_by != (tokenizer.digest, images.digest):
+        raise HarnessError(f"{path} holds other tokens than its name says; delete it and run again")
     card = store.manifest.card
     n = len(images)
     return StageResult(
@@ -63,7 +67,12 @@ def run(context: CellContext) -> StageResult:
             f"{base}/{WEIGHTS_NAME}": sha256_of_file(context.work_dir / base / WEIGHTS_NAME),
             f"{path}/{MANIFEST_NAME}": sha256_of_file(folder / MANIFEST_NAME),
         },
-        tokenizer=TokenizerUse(name=name, digest=tokenizer.digest, teacher=tokenizer.teacher),
+        tokenizer=TokenizerUse(
+            name=name,
+            digest=tokenizer.digest,
+            source_digest=tokenizer_spec(name).source_digest(),
+            teacher=tokenizer.teacher,
+        ),
     )
 
 

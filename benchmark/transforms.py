@@ -1,33 +1,20 @@
-"""From a file's image to the tensor that a model sees.
+"""From pixels to the tensor that a model sees.
 
-Geometry first, and the same for all: the centred integer square, then a resize. Augmentations are
-batched tensor operations whose parameters are pure in (seed, epoch, sample id), so a result depends
-on no batch, worker or process count. Shapes: B images of (3, S, S).
+Augmentations are batched tensor operations whose parameters are pure in (seed, epoch, sample id), so
+a result depends on no batch, worker or process count. Shapes: B images of (3, S, S).
 """
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from methods.patterns import keyed_hash
-from protocols.geometry import square_crop_box
 
 # Streams keep augmentation apart from masks (0, 1) under the same seed.
 FLIP, SHIFT, JITTER = 2, 3, 4
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L" conversion
-
-
-def square_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """The centred square of `image` at size x size, bicubic: uint8 (3, S, S)."""
-    square = image.convert("RGB").crop(square_crop_box(*image.size))
-    if square.size != (size, size):
-        square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square).transpose(2, 0, 1)
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """One cell in a process of its own: log, lock, threads, and a record however it ends.
 
-Exit codes: 0 done, 1 failed (recorded), 143 interrupted (nothing recorded: it goes on next time).
+Exit codes: 0 done, 1 failed (recorded), 143 interrupted (nothing recorded: it goes on next time), 75
+another process runs this cell.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import traceback
 import warnings
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import IO
 
 import torch
 
 from benchmark import finetune, pretrain, probe, provenance, tokenise
+from benchmark.checkpoint import clear_checkpoints
 from benchmark.interrupt import Interrupted
 from benchmark.job import Job
 from benchmark.layout import LOG_NAME
 from benchmark.record_cell import note_attempt, write_cell_record
+from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
 from protocols.errors import HarnessError
 
@@ -33,7 +35,8 @@ STAGES = {
     "finetune": finetune.run,
     "linear-probe": probe.run,
 }
-INTERRUPTED = 143
+INTERRUPTED, LOCKED = 143, 75
+log = logging.getLogger(__name__)
 
 
 def run_job(job: Job) -> None:
@@ -42,44 +45,52 @@ def run_job(job: Job) -> None:
     context = CellContext(cell=job.cell, protocol=job.protocol, runtime=job.runtime, work_dir=job.work_dir)
     context.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(context.folder / LOG_NAME)
-    context.stop.listen()
     with (context.folder / ".lock").open("w") as lock:
-        _take(lock)
-        _prepare_device(job)
-        sys.exit(run_cell(context))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(LOCKED)
+        try:
+            context.stop.listen()
+            sys.exit(run_cell(context, slot=job.slot))
+        except Interrupted as stopped:
+            note_attempt(context.folder, event="interrupted")
+            log.info("interrupted %s", stopped)
+            sys.exit(INTERRUPTED)
 
 
-def run_cell(context: CellContext) -> int:
-    """Run one cell here and write its record; returns the exit code."""
-    note_attempt(context.folder, event="start", pid=str(os.getpid()))
+def run_cell(context: CellContext, *, slot: int = 0) -> int:
+    """Run one cell here and write its record; returns the exit code. Interrupted passes through."""
     cell, protocol, runtime = context.cell, context.protocol, context.runtime
     try:
+        note_attempt(context.folder, event="start", pid=str(os.getpid()))
+        _prepare_device(runtime, slot)
         result = STAGES[cell.stage](context)
-    except Interrupted as stopped:
-        note_attempt(context.folder, event="interrupted")
-        logging.getLogger(__name__).info("interrupted %s", stopped)
-        return INTERRUPTED
+        peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
+        device = torch.cuda.get_device_name() if peak is not None else provenance.environment()["cpu"]
+        # A signal that comes now waits: the work is done, and its record is a moment away.
+        with context.stop.deferred():
+            write_cell_record(
+                cell,
+                protocol,
+                runtime,
+                context.work_dir,
+                status="done",
+                result=result,
+                device=device,
+                peak_memory_bytes=peak,
+            )
+            note_attempt(context.folder, event="done")
+            clear_checkpoints(context.folder / "checkpoints")
+        return 0
     except Exception as error:
         # The one boundary: whatever went wrong in this cell is recorded, and the others go on.
         traceback.print_exc()
-        note_attempt(context.folder, event="failed")
         text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-        write_cell_record(cell, protocol, runtime, context.work_dir, status="failed", error=text[:2000])
+        with context.stop.deferred():
+            write_cell_record(cell, protocol, runtime, context.work_dir, status="failed", error=text[:2000])
+            note_attempt(context.folder, event="failed")
         return 1
-    note_attempt(context.folder, event="done")
-    peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
-    device = torch.cuda.get_device_name() if peak is not None else provenance.environment()["cpu"]
-    write_cell_record(
-        cell,
-        protocol,
-        runtime,
-        context.work_dir,
-        status="done",
-        result=result,
-        device=device,
-        peak_memory_bytes=peak,
-    )
-    return 0
 
 
 def _die_with_parent() -> None:
@@ -106,15 +117,7 @@ def _redirect_output(log: Path) -> None:
     warnings.simplefilter("default")
 
 
-def _take(lock: IO[str]) -> None:
-    """One process per cell: the kernel drops the lock with its owner, however that one ended."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit("another process is running this cell")
-
-
-def _prepare_device(job: Job) -> None:
-    torch.set_num_threads(job.runtime.threads)
-    if job.runtime.device == "cuda":
-        torch.cuda.set_device(job.slot % torch.cuda.device_count())
+def _prepare_device(runtime: Runtime, slot: int) -> None:
+    torch.set_num_threads(runtime.threads)
+    if runtime.device == "cuda":
+        torch.cuda.set_device(slot % torch.cuda.device_count())

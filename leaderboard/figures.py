@@ -55,7 +55,7 @@ def probe_figure(board: Board) -> str | None:
 
 def _draw(rows: pd.DataFrame, floors: pd.Series, runs: pd.DataFrame, column: str) -> Figure:
     figure = Figure(
-        figsize=(7.2, 0.75 + 0.27 * (len(rows) + GAP * (rows["trunk"].nunique() - 1))), layout="constrained"
+        figsize=(5.2, 0.75 + 0.27 * (len(rows) + GAP * (rows["trunk"].nunique() - 1))), layout="constrained"
     )
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()

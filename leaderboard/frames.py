@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboard.lineage import SCRATCH, TOKENISE, Lineage, ended
+from leaderboard.lineage import SCRATCH, TOKENISE, Lineage, ended, harness_version, runtime_choice
 from leaderboard.record import Record
 from leaderboard.runs import Run
 
@@ -54,7 +54,9 @@ def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
         "standing", "method", "tokenizer", "trunk", "evaluation", "stage", "seed", "status", "top1_percent",
         "images", "gain_points", "gain_lower_bound_points", "wall_seconds", "pretraining_cell",
         "pretraining_images_seen", "pretraining_wall_seconds", "pretraining_flops", "compliance",
-        "deviations", "differing_slices", "protocol_version", "device", "git_commit", "cell_id", "error",
+        "deviations", "differing_slices", "protocol_version", "precision", "device", "hardware",
+        "git_commit", "pretraining_precision", "pretraining_device", "pretraining_git_commit", "cell_id",
+        "error",
     ]  # fmt: skip
     return typed(pd.DataFrame([_runs_line(run) for run in runs], columns=columns))
 
@@ -83,8 +85,13 @@ def _runs_line(run: Run) -> dict[str, Any]:
         "deviations": "; ".join(run.deviations),
         "differing_slices": ", ".join(sorted(run.differing)),
         "protocol_version": record.protocol.version,
-        "device": record.cost.device,
-        "git_commit": record.git.commit + ("+changes" if record.git.dirty else ""),
+        "precision": runtime_choice(record, "precision"),
+        "device": runtime_choice(record, "device"),
+        "hardware": record.cost.device,
+        "git_commit": harness_version(record),
+        "pretraining_precision": runtime_choice(pretraining, "precision") if pretraining else "",
+        "pretraining_device": runtime_choice(pretraining, "device") if pretraining else "",
+        "pretraining_git_commit": harness_version(pretraining) if pretraining else "",
         "cell_id": record.cell_id,
         "error": _first_line(record.error),
     }
@@ -116,9 +123,12 @@ def tokenizers_frame(
     return typed(pd.DataFrame(lines))
 
 
-def failures_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Failed cells, then skipped ones, each with the first line of why and where its log is."""
-    columns = ["status", "stage", "method", "tokenizer", "trunk", "seed", "error", "log"]
+def failures_frame(records: Iterable[Record], lineage: Lineage) -> pd.DataFrame:
+    """Failed cells, then skipped ones, each with the first line of why and where its log is.
+
+    `deviations` says what a cell or an ancestor changed of the protocol; empty for cells of the board.
+    """
+    columns = ["status", "stage", "method", "tokenizer", "trunk", "seed", "deviations", "error", "log"]
     failed = sorted(
         (one for one in records if one.status != "done"), key=lambda one: (one.status, ended(one))
     )
@@ -130,6 +140,7 @@ def failures_frame(records: Iterable[Record]) -> pd.DataFrame:
             "tokenizer": record.tokenizer.name if record.tokenizer else "",
             "trunk": record.trunk or "",
             "seed": record.seed,
+            "deviations": "; ".join(lineage.deviations(record) or ()),
             "error": _first_line(record.error),
             "log": f"cells/{record.cell_id}/log",
         }
@@ -146,7 +157,8 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Counts as nullable integers, texts as objects, all else as floats, also where a column is empty."""
     texts = {
         "standing", "method", "tokenizer", "trunk", "evaluation", "stage", "status", "pretraining_cell",
-        "compliance", "deviations", "differing_slices", "device", "git_commit", "cell_id", "error", "log",
+        "compliance", "deviations", "differing_slices", "precision", "device", "hardware", "git_commit",
+        "pretraining_precision", "pretraining_device", "pretraining_git_commit", "cell_id", "error", "log",
         "teacher", "data",
     }  # fmt: skip
     counts = {"seed", "images", "protocol_version", "codebook_size", "dead_codes"}

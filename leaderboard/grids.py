@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH
+from leaderboard.statistics import CONFIDENCE
 from leaderboard.tables import Evaluation
 
 MISSING = "-"
@@ -23,6 +24,7 @@ DISPLAY_NAMES = {
 }
 EVALUATION_NAMES = {"finetune": "fine-tuning", "linear-probe": "linear probe"}
 CARD_METRICS = ("codebook_use_percent", "perplexity", "dead_codes", "concentration_percent")
+CARD_NAMES = {"concentration_percent": "commonest 1% hold %"}
 # What a browser, a terminal and a plain file can each show between a mean and its deviation.
 PLUS_MINUS, ASCII_PLUS_MINUS = "±", "+-"
 
@@ -53,7 +55,9 @@ def score_grid(
         makers.append((EVALUATION_NAMES.get(name, name), True, _mean_and_sd(name, plus_minus)))
         if evaluation.stage == LINEAR_PROBE:
             makers.append(("gain", True, _maker(f"{name}_gain_points", signed)))
-            makers.append(("bound", True, _maker(f"{name}_gain_lower_bound_points", signed)))
+            makers.append(
+                (f"{CONFIDENCE:.0%} bound", True, _maker(f"{name}_gain_lower_bound_points", signed))
+            )
     counts = [f"{evaluation.name}_seeds" for evaluation in evaluations]
     makers.append(
         ("seeds", True, lambda row: "/".join(dict.fromkeys(integer(row[count]) for count in counts)))
@@ -62,13 +66,13 @@ def score_grid(
 
 
 def cost_grid(frame: pd.DataFrame) -> Grid:
-    """What pre-training and the whole row cost: means over seeds."""
+    """What pre-training and all of the row's cells together (`total`) cost: means over seeds."""
     makers = _name_makers(frame)
     makers += [
         ("images seen", True, _maker("pretraining_images_seen", magnitude)),
         ("train FLOPs", True, _maker("pretraining_flops", power_of_ten)),
         ("pre-training", True, _maker("pretraining_wall_seconds", duration)),
-        ("whole row", True, _maker("row_wall_seconds", duration)),
+        ("total", True, _maker("row_wall_seconds", duration)),
     ]
     return _grid(frame, makers)
 
@@ -97,14 +101,11 @@ def tokenizer_grid(frame: pd.DataFrame) -> Grid:
     return _grid(frame, makers)
 
 
-def modified_grid(frame: pd.DataFrame, *, wide: bool = True) -> Grid:
+def modified_grid(frame: pd.DataFrame) -> Grid:
     """Runs that changed what the protocol holds equal, and what they changed."""
-    makers: list[_Maker] = []
-    if wide:
-        makers += [*_name_makers(frame), ("evaluation", False, _maker("evaluation", text))]
-    else:
-        makers.append(("cell", False, _where))
-    makers += [
+    makers: list[_Maker] = [
+        *_name_makers(frame),
+        ("evaluation", False, _maker("evaluation", text)),
         ("seed", True, _maker("seed", integer)),
         ("top-1", True, _maker("top1_percent", percent)),
         ("deviations", False, _maker("deviations", text)),
@@ -113,11 +114,12 @@ def modified_grid(frame: pd.DataFrame, *, wide: bool = True) -> Grid:
 
 
 def failure_grid(frame: pd.DataFrame) -> Grid:
-    """Failed and skipped cells: which, why, and where the log is."""
+    """Failed and skipped cells: which, what they changed of the protocol, why, and where the log is."""
     makers: list[_Maker] = [
         ("status", False, _maker("status", text)),
-        ("cell", False, _where),
+        ("cell", False, cell_name),
         ("seed", True, _maker("seed", integer)),
+        ("deviations", False, _maker("deviations", text)),
         ("reason", False, _maker("error", text)),
         ("log", False, _maker("log", text)),
     ]
@@ -156,7 +158,8 @@ def _mean_and_sd(evaluation: str, plus_minus: str) -> Callable[[Any], str]:
     return show
 
 
-def _where(row: Any) -> str:
+def cell_name(row: Any) -> str:
+    """What was done to which row, on one line."""
     stage = row["evaluation"] if "evaluation" in row else row["stage"]
     method = method_name(row["method"]) if row["method"] else ""
     return " ".join(
@@ -169,7 +172,7 @@ def _marked(name: str, standing: str) -> str:
 
 
 def _card_name(metric: str) -> str:
-    return metric.replace("_percent", " %").replace("_", " ")
+    return CARD_NAMES.get(metric, metric.replace("_percent", " %").replace("_", " "))
 
 
 def method_name(name: str) -> str:

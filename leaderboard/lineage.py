@@ -79,6 +79,16 @@ def ended(record: Record) -> tuple[str, str]:
     return max((attempt.ended for attempt in record.attempts), default=""), record.cell_id
 
 
+def runtime_choice(record: Record, name: str) -> str:
+    """What the cell ran with, of the choices that no protocol fixes: its precision, its kind of device."""
+    return str(record.runtime.get(name, "not stated"))
+
+
+def harness_version(record: Record) -> str:
+    """The git commit that made the cell; `+changes` where files differed from it."""
+    return record.git.commit + ("+changes" if record.git.dirty else "")
+
+
 def with_plugins(slices: Mapping[str, str], lineage: Lineage, records: Iterable[Record]) -> dict[str, str]:
     """`slices` and those of plug-in methods and tokenizers, which no protocol lists: the newest of each."""
     extended: dict[str, str] = {}

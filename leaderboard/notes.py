@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from leaderboard.lineage import LINEAR_PROBE, SCRATCH
+from leaderboard.lineage import LINEAR_PROBE, SCRATCH, harness_version, runtime_choice
+from leaderboard.record import Record
 from leaderboard.runs import Run
 from leaderboard.statistics import CONFIDENCE, RESAMPLES
+
+TOKENIZER_NOTE = (
+    "Commonest 1% hold % is the share of all patches, in per cent, whose token is among the commonest 1% of "
+    "the codebook's entries (their number rounded up)."
+)
 
 
 def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]:
@@ -20,6 +27,11 @@ def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]
     notes += _teachers(done)
     if any(run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH for run in done):
         notes.append(_gain(done))
+    notes.append(
+        "Total is the wall time of one seed of a row: tokenising, pre-training and every evaluation "
+        "(fine-tuning, linear probe)."
+    )
+    notes += _unlike_runtimes(done)
     superseded = [
         run.record.cell_id for run in runs if run.standing == "superseded" and run.top1_percent is not None
     ]
@@ -67,15 +79,44 @@ def _teachers(done: Sequence[Run]) -> list[str]:
 def _gain(done: Sequence[Run]) -> str:
     text = (
         "Gain is the linear probe's top-1 less that of the random trunk of the same seed, in percentage "
-        f"points. Bound is the smallest over seeds of its one-sided {CONFIDENCE:.0%} lower confidence bound "
-        f"(paired bootstrap over images, {RESAMPLES:,} resamples): above 0, pre-training helped on images "
-        "like these. It compares no two methods."
+        f"points. {CONFIDENCE:.0%} bound is the smallest over seeds of its one-sided {CONFIDENCE:.0%} lower "
+        f"confidence bound (paired bootstrap over images, {RESAMPLES:,} resamples). Above 0 it says only "
+        "that the frozen features of the pre-trained trunk classify these test images better than those of "
+        "the random trunk of the same seed. It compares no two methods."
     )
     probes = [run for run in done if run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH]
     without = sum(run.gain_points is None for run in probes)
     if without:
         text += f" {without} of {len(probes)} probes have no random trunk of their seed to be held against."
     return text
+
+
+def _unlike_runtimes(done: Sequence[Run]) -> list[str]:
+    """What no protocol fixes and may yet differ between the cells behind the rows."""
+    cells: dict[str, Record] = {}
+    for run in done:
+        for record in (run.record, run.pretraining):
+            if record is not None:
+                cells[record.cell_id] = record
+    notes = []
+    for choice, title in (("precision", "precision"), ("device", "kind of device")):
+        used = Counter(runtime_choice(record, choice) for record in cells.values())
+        if len(used) > 1:
+            counted = ", ".join(
+                f"{value} in {count} {'cell' if count == 1 else 'cells'}"
+                for value, count in sorted(used.items())
+            )
+            notes.append(
+                f"Rows differ in {title}: {counted} (evaluations and their "
+                "pre-trainings; runs.csv says which). Such differences move numbers."
+            )
+    versions = sorted({harness_version(record) for record in cells.values()})
+    if len(versions) > 1:
+        notes.append(
+            f"The cells were made by {len(versions)} versions of the harness (git {', '.join(versions)}; "
+            "runs.csv says which). Such differences may move numbers."
+        )
+    return notes
 
 
 def _listed(cell_ids: Iterable[str]) -> str:

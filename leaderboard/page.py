@@ -11,6 +11,7 @@ from markupsafe import Markup
 from leaderboard.figures import inlined
 from leaderboard.grids import board_grid, clean, failure_grid, modified_grid, tokenizer_grid
 from leaderboard.lineage import SCRATCH
+from leaderboard.notes import TOKENIZER_NOTE
 from leaderboard.render import other_caption, shared_trunk
 from leaderboard.tables import Board
 from protocols.schema import Protocol
@@ -37,6 +38,7 @@ def to_html(board: Board, protocol: Protocol, *, figure: str | None) -> str:
         # Ours alone: matplotlib escapes the names in it, and these are drawn as outlines.
         figure=Markup(inlined(figure)) if figure else None,
         tokenizers=tokenizer_grid(board.tokenizers) if len(board.tokenizers) else None,
+        tokenizer_note=TOKENIZER_NOTE,
         modified=modified_grid(board.modified) if len(board.modified) else None,
         others=[(other_caption(other), board_grid(other.rows, board.evaluations)) for other in board.others],
         failures=failure_grid(board.failures) if len(board.failures) else None,

@@ -49,7 +49,7 @@ def read_predictions(cells: Path, record: Record) -> Predictions | None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", record.cell_id):
         raise HarnessError(f"{record.cell_id!r} is not a cell id: letters, digits, '_', '.', '-' are allowed")
     path = cells / record.cell_id / PREDICTIONS_NAME
-    remedy = f"restore it, or delete {record.cell_id} to run the cell again"
+    remedy = f"restore it, or delete the folder {path.parent} and run again"
     try:
         content = path.read_bytes()
     except FileNotFoundError:

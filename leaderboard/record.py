@@ -43,6 +43,7 @@ class TokenizerUse(Frozen):
 
     name: str
     digest: str | None = None
+    source_digest: str = ""
     teacher: str = ""
 
 
@@ -135,15 +136,16 @@ def read_record(cell_dir: Path) -> Record | None:
         size = path.stat().st_size
     except FileNotFoundError:
         return None
-    remedy = f"restore it, or delete {cell_dir.name} to run the cell again"
+    remedy = f"restore it, or delete the folder {cell_dir} and run again"
     if size > MAX_RECORD_BYTES:
         raise HarnessError(f"{path}: {size} bytes is too large for a record; {remedy}")
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise HarnessError(f"{path}: {where}: {first['msg']}; {remedy}") from None
+        # What is no JSON at all has no field to name.
+        where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise HarnessError(f"{path} is damaged: {where}{first['msg']}; {remedy}") from None
 
 
 def read_records(work_dir: Path, protocol: str) -> list[Record]:

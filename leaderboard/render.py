@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,16 +16,21 @@ from rich.text import Text
 
 from leaderboard.grids import (
     ASCII_PLUS_MINUS,
+    MISSING,
     Column,
     Grid,
     board_grid,
+    cell_name,
     clean,
     cost_grid,
     failure_grid,
+    integer,
     modified_grid,
+    percent,
     score_grid,
     tokenizer_grid,
 )
+from leaderboard.notes import TOKENIZER_NOTE
 from leaderboard.tables import Board, Evaluation, OtherBoard
 
 # Under this the numbers of one table no longer fit side by side; a narrower terminal scrolls.
@@ -70,15 +76,20 @@ def to_terminal(board: Board, *, width: int) -> str:
     if len(board.rows):
         _by_trunk(console, board.rows, board.evaluations, with_costs=True)
     for note in board.notes:
-        console.print(Text(note))
+        console.print(Text(clean(note)))
     if len(board.tokenizers):
         _heading(console, "Tokenizers")
         grid = tokenizer_grid(board.tokenizers)
         for start in range(0, len(grid.rows), TOKENIZERS_PER_TABLE):
             _show(console, _transposed(Grid(grid.columns, grid.rows[start : start + TOKENIZERS_PER_TABLE])))
+        console.print(Text(TOKENIZER_NOTE))
     if len(board.modified):
         _heading(console, "Modified, not comparable")
-        _show(console, modified_grid(board.modified, wide=False))
+        for _, row in board.modified.iterrows():
+            console.print(
+                Text(f"{cell_name(row)}, seed {integer(row['seed'])}: top-1 {percent(row['top1_percent'])}")
+            )
+            _unbroken(console, row["deviations"])
     if board.others:
         _heading(console, "Other protocol versions")
         for other in board.others:
@@ -86,9 +97,12 @@ def to_terminal(board: Board, *, width: int) -> str:
             _by_trunk(console, other.rows, board.evaluations, with_costs=False)
     if len(board.failures):
         _heading(console, "Failed and skipped cells")
-        for status, cell, seed, reason, log in failure_grid(board.failures).rows:
-            console.print(Text(f"{status}: {cell}, seed {seed}: {reason}"))
-            console.print(Text(f"  {log}"), no_wrap=True, overflow="ignore", crop=False)
+        for status, cell, seed, changed, reason, log in failure_grid(board.failures).rows:
+            modified = "" if changed == MISSING else " (modified, not comparable)"
+            console.print(Text(f"{status}{modified}: {cell}, seed {seed}: {reason}"))
+            if modified:
+                _unbroken(console, changed)
+            _unbroken(console, log)
     lines = (line.rstrip() for line in stream.getvalue().splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n"
 
@@ -97,6 +111,12 @@ def _heading(console: Console, title: str) -> None:
     console.print()
     console.print(Text(title))
     console.print(Text("=" * min(len(title), console.width)))
+
+
+def _unbroken(console: Console, text: str) -> None:
+    """Indented below its cell; a setting or a path that is cut in two can be neither read nor copied."""
+    for line in textwrap.wrap(clean(text), console.width - 2, break_long_words=False, break_on_hyphens=False):
+        console.print(Text(f"  {line}"), no_wrap=True, overflow="ignore", crop=False)
 
 
 def _by_trunk(
@@ -141,14 +161,15 @@ def to_markdown(board: Board) -> str:
     parts = [f"# {_escaped(caption(board))}"]
     if len(board.rows):
         parts.append(_markdown_table(board_grid(board.rows, board.evaluations)))
-    parts.append("\n".join(f"- {_escaped(note)}" for note in board.notes))
-    sections = (
-        ("Tokenizers", board.tokenizers, tokenizer_grid),
-        ("Modified, not comparable", board.modified, modified_grid),
-    )
-    for title, frame, grid in sections:
-        if len(frame):
-            parts += [f"## {title}", _markdown_table(grid(frame))]
+    parts.append("\n".join(f"- {_escaped(clean(note))}" for note in board.notes))
+    if len(board.tokenizers):
+        parts += [
+            "## Tokenizers",
+            _markdown_table(tokenizer_grid(board.tokenizers)),
+            _escaped(TOKENIZER_NOTE),
+        ]
+    if len(board.modified):
+        parts += ["## Modified, not comparable", _markdown_table(modified_grid(board.modified))]
     if board.others:
         parts.append("## Other protocol versions")
     for other in board.others:

@@ -114,7 +114,7 @@ def build_board(
         rows=_summary(on_board, shown),
         runs=runs_frame([run for run in runs if run.is_evaluation]),
         tokenizers=tokenizers_frame(records, lineage, current, order),
-        failures=failures_frame(records),
+        failures=failures_frame(records, lineage),
         others=_others(runs, shown),
         evaluations=shown,
         notes=board_notes(runs, [run for run in on_board if lineage.is_outdated(run.record)]),

@@ -44,7 +44,7 @@ class Method(nn.Module, ABC):
         """images (B, 3, H, W) normalised, tokens int64 (B, N), pattern as drawn.
 
         Returns `loss` (mean over all predicted positions), `logits` (one row per position, V wide)
-        and `targets`. Raises ValueError if the pattern predicts nothing or does not fit.
+        and `targets`. Raises ValueError if the pattern predicts nothing, or if a shape or type is wrong.
         """
 
     @abstractmethod

@@ -40,10 +40,10 @@ class ReferenceReader:
         for key in keys:
             self._left.pop(key, None)
 
-    def copy(self, own: str, *theirs: str) -> None:
-        """`own` = the reference tensors `theirs`, joined along dimension 0."""
-        parts = [self._take(name) for name in theirs]
-        self._put(own, [part for part in parts if part is not None], theirs)
+    def copy(self, own: str, *theirs: str, shares: tuple[int, ...] = (1,)) -> None:
+        """`own` = the reference tensors `theirs` joined along dimension 0, in these shares of its rows."""
+        found = {name: self._take(name) for name in theirs}
+        self._put(own, {name: value for name, value in found.items() if value is not None}, shares)
 
     def copy_all(self, own: str, theirs: str, names: tuple[str, ...]) -> None:
         """Each of `names` under the prefixes `own` and `theirs`."""
@@ -54,10 +54,11 @@ class ReferenceReader:
         """A block of BEiT or CAE: q and v biases, no k bias, layer scale as gamma."""
         self.copy_all(own, theirs, _BLOCK_PARTS)
         self.copy(own + "attn.qkv.weight", theirs + "attn.qkv.weight")
-        query, value = self._take(theirs + "attn.q_bias"), self._take(theirs + "attn.v_bias")
+        names = (theirs + "attn.q_bias", theirs + "attn.v_bias")
+        query, value = (self._take(name) for name in names)
         if query is not None and value is not None:
-            names = (theirs + "attn.q_bias", theirs + "attn.v_bias")
-            self._put(own + "attn.qkv.bias", [query, torch.zeros_like(value), value], names)
+            parts = {names[0]: query, "": torch.zeros_like(value), names[1]: value}
+            self._put(own + "attn.qkv.bias", parts, (1, 1, 1))
         self.copy(own + "ls1.gamma", theirs + "gamma_1")
         self.copy(own + "ls2.gamma", theirs + "gamma_2")
 
@@ -74,7 +75,8 @@ class ReferenceReader:
             block = f"blocks.{index}."
             self.copy_all(own + block, block, (*_BLOCK_PARTS, "ls1.gamma", "ls2.gamma"))
             for kind in ("weight", "bias"):
-                self.copy(f"{own}{block}attn.qkv.{kind}", f"{block}attn.q.{kind}", f"{block}attn.kv.{kind}")
+                theirs = (f"{block}attn.q.{kind}", f"{block}attn.kv.{kind}")
+                self.copy(f"{own}{block}attn.qkv.{kind}", *theirs, shares=(1, 2))
 
     def finish(self) -> None:
         """Load everything into the module, or raise ValueError with every problem and change nothing."""
@@ -89,16 +91,15 @@ class ReferenceReader:
             return None
         return self._left.pop(key)
 
-    def _put(self, own: str, parts: list[Tensor], theirs: tuple[str, ...]) -> None:
-        if not parts:
+    def _put(self, own: str, parts: Mapping[str, Tensor], shares: tuple[int, ...]) -> None:
+        if len(parts) < len(shares):
             return
-        trailing = {tuple(part.shape[1:]) for part in parts}
-        value = torch.cat(parts) if len(trailing) == 1 and all(part.ndim for part in parts) else parts[0]
-        expected = self._own[own].shape
-        if value.shape != expected:
-            if len(parts) >= len(theirs):
-                self._problems.append(
-                    f"{' + '.join(theirs)} has shape {tuple(value.shape)}, not {tuple(expected)}"
-                )
-            return
-        self._loaded[own] = value
+        whole = self._own[own].shape
+        fits = True
+        for (name, part), share in zip(parts.items(), shares, strict=True):
+            expected = (whole[0] * share // sum(shares), *whole[1:]) if whole else ()
+            if tuple(part.shape) != expected:
+                self._problems.append(f"{name} has shape {tuple(part.shape)}, not {expected}")
+                fits = False
+        if fits:
+            self._loaded[own] = torch.cat(list(parts.values())) if whole else next(iter(parts.values()))

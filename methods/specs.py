@@ -76,6 +76,13 @@ class MethodSpec:
                     f"method {self.name}: {name} must be at most {high}, the trunk's "
                     f"patches, got {resolved[name]}"
                 )
+        if "min_block" in resolved:
+            smallest = min(int(resolved["min_block"]), int(resolved["mask_count"]))
+            if smallest >= (trunk.grid - 0.5) ** 2:
+                raise HarnessError(
+                    f"method {self.name}: no block of {smallest} patches is smaller than the {trunk.grid} x "
+                    f"{trunk.grid} grid in both directions; choose a smaller min_block"
+                )
         for name, fallback in (("decoder_width", trunk.width), ("decoder_heads", trunk.heads)):
             if any(parameter.name == name for parameter in self.hyperparameters):
                 resolved.setdefault(name, fallback)

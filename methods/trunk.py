@@ -48,11 +48,13 @@ def build_classifier(
     model = build_trunk(spec, pool="avg", classes=classes)
     if backbone is not None:
         kept = {name: value for name, value in backbone.items() if not name.startswith("norm.")}
-        result = model.load_state_dict(kept, strict=False)
+        own = model.state_dict()
         fresh = {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-        wrong = sorted(set(result.missing_keys) - fresh | set(result.unexpected_keys))
+        wrong = set(own) - fresh ^ set(kept)
+        wrong |= {name for name in set(kept) & set(own) if kept[name].shape != own[name].shape}
         if wrong:
-            raise ValueError(f"the backbone does not fit the trunk: {', '.join(wrong)}")
+            raise ValueError(f"the backbone does not fit the trunk: {', '.join(sorted(wrong))}")
+        model.load_state_dict(kept, strict=False)
     return model
 
 

@@ -47,8 +47,13 @@ def load_protocol(name: str, *, overrides: Iterable[str] = ()) -> Protocol:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = reader.tree(root)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise HarnessError(f"{path.name} is not valid YAML: {str(error)[:500]}") from None
-    deviations = tuple(reader.override(tree, text) for text in overrides)
+        where = getattr(error, "problem_mark", None)
+        line = f":{where.line + 1}" if where is not None else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise HarnessError(f"{path.name}{line}: not valid YAML: {problem}") from None
+    deviations = tuple(
+        changed for changed in (reader.override(tree, text) for text in overrides) if changed is not None
+    )
     try:
         return Protocol.model_validate({**tree, "sources": reader.sources, "deviations": deviations})
     except ValidationError as error:
@@ -146,11 +151,13 @@ class _Reader:
             return text
         raise self.error(path, f"the YAML tag {node.tag!r} is not allowed here")
 
-    def override(self, tree: dict[str, Any], text: str) -> str:
-        """Apply one SLICE.FIELD=VALUE to the tree; returns it in a normal form."""
+    def override(self, tree: dict[str, Any], text: str) -> str | None:
+        """Apply one SLICE.FIELD=VALUE; returns it in a normal form, None if that changes nothing."""
         path, equals, value = text.partition("=")
         path = path.strip()
-        if not equals or path not in self.sources:
+        if path in self.sources and not equals:
+            raise HarnessError(f"--set {text}: the value is missing; write {path}=VALUE")
+        if path not in self.sources:
             raise HarnessError(f"--set {text}: write SLICE.FIELD=VALUE; {nearest(path, self.sources)}")
         try:
             node = yaml.compose(value, Loader=yaml.SafeLoader)
@@ -161,7 +168,10 @@ class _Reader:
         holder = tree
         for group in groups:
             holder = holder[group]
-        before, holder[field] = holder[field], parsed
+        before = holder[field]
+        if type(parsed) is type(before) and parsed == before:
+            return None
+        holder[field] = parsed
         self.sources[path] = Source(source=f"--set on the command line; the protocol says {before}")
         return f"{path}={value.strip()}"
 
@@ -172,7 +182,7 @@ class _Reader:
             # The tag of a discriminated union stands in pydantic's location but not in the file.
             parts = location[:2] + location[3:] if location[0] == "evaluations" else location
             path = ".".join(str(part) for part in parts)
-            message = item["msg"]
+            message = item["msg"].removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 siblings = self._allowed(location)
                 message = f"unknown key; {nearest(str(location[-1]), siblings)}"

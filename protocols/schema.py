@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocols.errors import HarnessError, unknown
 
@@ -38,7 +38,9 @@ class Frozen(BaseModel):
 
 T = TypeVar("T")
 Scalar = bool | int | float | str
-Named = Annotated[dict[str, T], AfterValidator(FrozenDict)]
+# Names become parts of file names and of SLICE.FIELD paths.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Named = Annotated[dict[Name, T], AfterValidator(FrozenDict)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -132,7 +134,10 @@ class Data(Frozen):
             for held_out in ("validation", "test"):
                 a, b = getattr(self, seen), getattr(self, held_out)
                 if a.split == b.split and a.start < b.start + b.count and b.start < a.start + a.count:
-                    raise ValueError(f"{held_out} images overlap {seen} images")
+                    raise ValueError(
+                        f"{held_out} images ({b.split} {b.start} to {b.start + b.count - 1}) overlap "
+                        f"{seen} images ({a.split} {a.start} to {a.start + a.count - 1})"
+                    )
         return self
 
 
@@ -222,7 +227,7 @@ class Protocol(Frozen):
     and ranges are declared by the adapters' specifications and checked by the planner.
     """
 
-    name: str
+    name: Name
     version: PositiveInt
     summary: str
     defaults: Defaults
@@ -232,16 +237,23 @@ class Protocol(Frozen):
     methods: Named[Named[Scalar]]
     pretraining: PreTraining
     evaluations: Named[Evaluation]
-    sources: Named[Source] = FrozenDict()
+    sources: Annotated[dict[str, Source], AfterValidator(FrozenDict)] = FrozenDict()
     deviations: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _defaults_exist(self) -> Protocol:
+        if self.name == "tokens":
+            raise ValueError("name 'tokens' is taken by the folder of the token stores")
         for kind in ("methods", "tokenizers", "trunks", "evaluations"):
             for name in getattr(self.defaults, kind):
                 if name not in getattr(self, kind):
                     raise ValueError(f"defaults.{kind} names {name!r}, which {kind} does not define")
         return self
+
+    def deviations_of(self, slices: Iterable[str]) -> tuple[str, ...]:
+        """The deviations that changed a value of one of `slices`."""
+        kinds = {name if ":" not in name else name.replace(":", "s.", 1) for name in slices}
+        return tuple(text for text in self.deviations if any(text.startswith(f"{kind}.") for kind in kinds))
 
     def slice(self, name: str) -> Mapping[str, Any]:
         """The values of one slice as plain JSON types.
@@ -277,5 +289,6 @@ class Protocol(Frozen):
             raise unknown("trunk", trunk, self.trunks)
         try:
             return TrunkSpec(**dict(self.trunks[trunk]), image_size=self.data.image_size, drop_path=drop_path)
-        except ValueError as error:
-            raise HarnessError(f"protocol {self.name}, trunk {trunk}: {error}") from None
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise HarnessError(f"protocol {self.name}, trunk {trunk}: {message}") from None

@@ -95,10 +95,11 @@ class KMeans:
         max_points_per_centroid: int,
         seed: int,
         whitening_epsilon: float | None = None,
+        gpu: bool = False,
     ) -> KMeans:
         """Cluster `features` (M, D) float32; whitened first unless `whitening_epsilon` is None.
 
-        Runs on GPUs where faiss finds any. HarnessError for fewer features than centroids, or a NaN.
+        On GPUs if `gpu` and faiss finds any. HarnessError for a NaN, or fewer features than centroids.
         """
         if len(features) < codebook_size:
             raise HarnessError(
@@ -122,7 +123,7 @@ class KMeans:
             min_points_per_centroid=1,  # only silences a warning; too few points are refused above
             seed=seed,
             spherical=False,
-            gpu=faiss.get_num_gpus() > 0,
+            gpu=gpu and faiss.get_num_gpus() > 0,
         )
         clustering.train(points)
         return cls(torch.from_numpy(np.array(clustering.centroids)), whitening)
@@ -214,6 +215,7 @@ class KMeansTokenizer(Tokenizer):
     """Any feature extractor with a k-means codebook; a subclass chooses the extractor."""
 
     whitening_epsilon: float | None = None
+    _on_gpu = False
 
     def __init__(
         self, spec: TokenizerSpec, config: Mapping[str, Any], *, extractor: FeatureExtractor
@@ -277,8 +279,9 @@ class KMeansTokenizer(Tokenizer):
         self._take(load_centroids(path), origin=str(path))
 
     def to(self, device: torch.device | str) -> KMeansTokenizer:
-        """Run the feature network on `device`; features and tokens come back to the CPU."""
+        """Run feature network and clustering on `device`; features and tokens come back to the CPU."""
         self.extractor.to(device)
+        self._on_gpu = torch.device(device).type == "cuda"
         return self
 
     def weights(self) -> dict[str, Tensor]:
@@ -311,6 +314,7 @@ class KMeansTokenizer(Tokenizer):
             max_points_per_centroid=config["max_points_per_centroid"],
             seed=config["seed"],
             whitening_epsilon=self.whitening_epsilon,
+            gpu=self._on_gpu,
         )
 
     def _take(self, codebook: KMeans, *, origin: str) -> None:

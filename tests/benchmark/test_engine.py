@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.engine import Training, TrainingDiverged, train
 from benchmark.runtime import Runtime
-from protocols.errors import ProtocolViolation
+from protocols.errors import HarnessError, ProtocolViolation
 
 SCRIPT = Path(__file__).parent / "engine_run.py"
 
@@ -47,11 +47,12 @@ def assert_equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> N
 @pytest.mark.parametrize("method", ["beit", "mapet", "cae"])
 def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
     whole = run(tmp_path / "whole", method, drop_path=0.3)
-    for attempt, workers in ((4, 0), (5, 2), (3, 0)):  # stops after steps 4, 9 and 12 of 16
+    for attempt, workers in ((4, 0), (5, 2), (4, 0)):  # stops after steps 4, 9 and 13 of 16
         assert run(tmp_path / "parts", method, drop_path=0.3, stop_at=attempt, workers=workers) == {}
     resumed = run(tmp_path / "parts", method, drop_path=0.3)
     assert_equal_weights(whole["weights"], resumed["weights"])
     assert whole["images_seen"] == resumed["images_seen"] == 512
+    assert whole["loss"] == resumed["loss"], "a metrics window that an interruption cut is part of the state"
 
 
 def test_a_killed_run_repeats_what_was_not_saved(tmp_path: Path) -> None:
@@ -166,6 +167,12 @@ def explode(folder: Path, runtime: Runtime) -> None:
         ),
         runtime,
     )  # fmt: skip
+
+
+def test_another_precision_cannot_finish_what_one_began(tmp_path: Path) -> None:
+    run(tmp_path, "mim", drop_path=0.0, stop_at=4)
+    with pytest.raises(HarnessError, match="begun in fp32; go on with --precision fp32"):
+        run(tmp_path, "mim", drop_path=0.0, precision="bf16")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:

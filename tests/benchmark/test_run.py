@@ -217,10 +217,50 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     assert by_stage["linear-probe", "scratch"]["status"] == "done"
     again = run(tmp_path, *broken)
     assert again.returncode == 1
+    assert "Traceback" not in again.stderr
+    assert "--redo-failed" in again.stderr
+    assert "linear probe" in again.stdout, "the board is shown all the same"
     assert len(records(tmp_path)[failed["cell_id"]]["attempts"]) == 1, "failed cells wait for --redo-failed"
     redone = run(tmp_path, *broken, "--redo-failed")
     assert redone.returncode == 1
     assert len(records(tmp_path)[failed["cell_id"]]["attempts"]) == 2
+
+
+def test_exploring_leaves_the_clean_cells_clean(finished: Path, tmp_path: Path) -> None:
+    """--set marks what it moved and nothing else, so that the protocol's own run can follow in one work dir."""
+    small = ["--methods", "scratch", "mim"]
+    explored = run(tmp_path, *small, "--set", "evaluations.linear-probe.peak_lr=0.2")
+    assert explored.returncode == 0, explored.stderr
+    marked = {r["stage"] for r in records(tmp_path).values() if r["compliance"]["status"] == "modified"}
+    assert marked == {"linear-probe"}
+    assert (
+        run(tmp_path, *small, "--set", "pretraining.epochs=2", "evaluations.finetune.epochs=2").returncode
+        == 0
+    )
+    deviations = {r["stage"]: r["compliance"]["deviations"] for r in records(tmp_path).values()
+                  if r["compliance"]["deviations"] and r["method"]["name"] == "mim"
+                  and "peak_lr" not in str(r["compliance"]["deviations"])}  # fmt: skip
+    own_value = ["pretraining.epochs=2"]  # tiny's own fine-tuning epochs are 2: no deviation
+    assert deviations == {"pretrain": own_value, "finetune": own_value, "linear-probe": own_value}
+    assert run(tmp_path, *small).returncode == 0
+    clean = {key: r for key, r in records(tmp_path).items() if r["compliance"]["status"] == "clean"}
+    wanted = {key: r for key, r in records(finished).items()
+              if r["stage"] == "tokenise" or r["method"]["name"] in ("scratch", "mim")}  # fmt: skip
+    assert {key: without_measurements(r) for key, r in clean.items()} == {
+        key: without_measurements(r) for key, r in wanted.items()
+    }
+
+
+def test_it_runs_from_any_folder_whatever_lies_there(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    done = subprocess.run(
+        command(tmp_path / "out", "--methods", "scratch"),
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (probe,) = [r for r in records(tmp_path / "out").values() if r["stage"] == "linear-probe"]
+    assert probe["metrics"] == records(finished)[probe["cell_id"]]["metrics"]
 
 
 def test_a_changed_token_store_is_refused(finished: Path, tmp_path: Path) -> None:
@@ -236,7 +276,7 @@ def test_a_changed_token_store_is_refused(finished: Path, tmp_path: Path) -> Non
     assert done.returncode == 1
     (failed,) = [r for r in records(work_dir).values() if r["status"] == "failed"]
     assert "SHA-256" in failed["error"]
-    assert "tokenise again" in failed["error"]
+    assert "tokenise again" in failed["error"] or "delete the store" in failed["error"]
 
 
 def test_one_run_at_a_time(finished: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-from benchmark import transforms
+from benchmark import data, transforms
 from benchmark.data import open_part
 from protocols import load_protocol
 from protocols.errors import HarnessError
@@ -21,9 +21,9 @@ PIXELS = torch.randint(256, (4, 3, 12, 12), dtype=torch.uint8, generator=torch.G
 def test_square_pixels_crops_before_it_resizes() -> None:
     wide = np.zeros((8, 20, 3), np.uint8)
     wide[:, 6:14] = 200  # exactly the centred square: nothing of the black margin may bleed in
-    assert (transforms.square_pixels(Image.fromarray(wide), 4) == 200).all()
+    assert (data.square_pixels(Image.fromarray(wide), 4) == 200).all()
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    np.testing.assert_array_equal(transforms.square_pixels(grey, 8)[1], np.asarray(grey))
+    np.testing.assert_array_equal(data.square_pixels(grey, 8)[1], np.asarray(grey))
 
 
 def test_normalise() -> None:
@@ -100,14 +100,14 @@ def test_color_jitter_is_torchvisions_for_the_same_factors() -> None:
 
 
 def test_parts_have_stable_ids_and_digests() -> None:
-    data = load_protocol("mini").data
-    validation = open_part(data.name, "validation", data.validation)
+    mini = load_protocol("mini").data
+    validation = open_part(mini.name, "validation", mini.validation)
     assert validation.image_ids[0] == "train/0006000"
     assert validation.sample_ids[0] == 6000
     assert len(validation) == 2000
-    assert validation.digest == open_part(data.name, "other name", data.validation).digest
+    assert validation.digest == open_part(mini.name, "other name", mini.validation).digest
     assert validation.digest != validation.first(1999).digest
-    assert len(open_part(data.name, "test", data.test)) == 4000
+    assert len(open_part(mini.name, "test", mini.test)) == 4000
 
 
 def test_missing_images_are_named() -> None:
@@ -115,6 +115,6 @@ def test_missing_images_are_named() -> None:
         open_part("fashion-mnist-12k", "test", Part(split="test", start=3990, count=20))
     with pytest.raises(HarnessError, match="did you mean 'fashion-mnist-12k'"):
         open_part("fashion-mnist", "test", Part(split="test", start=0, count=20))
-    data = load_protocol("mini").data
+    mini = load_protocol("mini").data
     with pytest.raises(HarnessError, match="4000 images, 4001"):
-        open_part(data.name, "test", data.test).first(4001)
+        open_part(mini.name, "test", mini.test).first(4001)

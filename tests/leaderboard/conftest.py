@@ -85,6 +85,9 @@ class Campaign:
         ended: str = "2026-01-02T03:04:05Z",
         shuffle: int = 0,
         hyperparameters: dict[str, Any] | None = None,
+        precision: str = "fp32",
+        device: str = "cpu",
+        commit: str = "abc123",
     ) -> Record:
         """One cell; with `correct`, so many of the 200 test images are right, the first ones."""
         names = ["data"]
@@ -121,9 +124,9 @@ class Campaign:
                 peak_memory_bytes=1,
                 device="cpu",
             ),
-            runtime={},
+            runtime={"precision": precision, "device": device},
             environment={"python": "3.11", "numpy": "2.4"},
-            git=Git(commit="abc123", dirty=False),
+            git=Git(commit=commit, dirty=False),
             parents={parent: self.records[parent].artefact_digest for parent in parents},
             artefacts=artefacts,
             attempts=(Attempt(started="2026-01-02T03:00:00Z", ended=ended, outcome="done"),),

@@ -53,8 +53,9 @@ def test_damaged_and_missing_files(campaign: Any, probe: Any) -> None:
     with pytest.raises(HarnessError, match="cannot be read"):
         read_predictions(campaign.cells, named)
     path.unlink()
-    with pytest.raises(HarnessError, match="missing"):
+    with pytest.raises(HarnessError, match="missing") as missing:
         read_predictions(campaign.cells, probe)
+    assert str(missing.value).endswith(f"delete the folder {campaign.cells / 'p'} and run again")
 
 
 def test_a_pickle_is_not_opened(campaign: Any, probe: Any) -> None:

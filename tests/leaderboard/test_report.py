@@ -103,6 +103,7 @@ def test_terminal_at_80_columns(crowded: Any) -> None:
     assert "failed: pretrain CAE k-pixel vit-mini, seed 0: [31mout of memory[0m <img src=x>" in text
     assert "cells/bad/log" in text
     assert "Modified, not comparable" in text
+    assert re.search(r"^finetune BEiT k-pixel vit-mini, seed 0: top-1 99\.50$", text, re.M)
     assert "version 1; not as in the current protocol: evaluation:linear-probe" in text
 
 
@@ -208,9 +209,78 @@ def test_empty_work_folder(campaign: Any) -> None:
 
 
 def test_damaged_record_is_named(two_seeds: Any) -> None:
-    (two_seeds.cells / "tok-k-pixel" / "record.json").write_text("{", encoding="utf-8")
-    with pytest.raises(HarnessError, match="tok-k-pixel"):
+    """By what is wrong, and by the folder to delete; no field is named where there is none to name."""
+    folder = two_seeds.cells / "tok-k-pixel"
+    path = folder / "record.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(HarnessError) as no_json:
         _report(two_seeds)
+    assert str(no_json.value).startswith(f"{path} is damaged: Invalid JSON")
+    path.write_text(json.dumps(fields | {"cost": fields["cost"] | {"wall_seconds": -1}}), encoding="utf-8")
+    with pytest.raises(HarnessError) as no_record:
+        _report(two_seeds)
+    assert f"{path} is damaged: field cost.wall_seconds: " in str(no_record.value)
+    for error in (no_json, no_record):
+        assert str(error.value).endswith(f"; restore it, or delete the folder {folder} and run again")
+
+
+def test_terminal_cuts_no_setting_in_two(campaign: Any) -> None:
+    settings = (
+        "evaluations.linear-probe.evaluated_part=validation",
+        "evaluations.finetune.evaluated_part=validation",
+        f"pretraining.{'very_' * 18}long_setting=0.1",
+    )
+    campaign.row("mim", "k-pixel", finetune=50, probe=50, deviations=settings)
+    text = _report(campaign).terminal
+    assert all(setting in text for setting in settings)
+
+
+def test_failed_cells_show_their_deviations(campaign: Any) -> None:
+    use: dict[str, Any] = {"tokenizer": "k-pixel", "status": "failed", "error": "loss is nan"}
+    campaign.tokenizer("k-pixel")
+    campaign.cell("tried", "pretrain", method="mim", deviations=("pretraining.peak_lr=9",), **use)
+    campaign.cell("plain", "pretrain", method="cae", **use)
+    # Clean itself: what it was to be measured on is not.
+    campaign.cell("child", "finetune", method="mim", parents=("tried",), **use)
+    report = _report(campaign, width=120)
+    failures = report.board.failures.set_index("log")["deviations"]
+    assert failures["cells/tried/log"] == failures["cells/child/log"] == "pretraining.peak_lr=9"
+    assert failures["cells/plain/log"] == ""
+    tried = "failed (modified, not comparable): pretrain MIM k-pixel vit-mini, seed 0: loss is nan"
+    assert f"{tried}\n  pretraining.peak_lr=9\n  cells/tried/log\n" in report.terminal
+    assert "failed: pretrain CAE k-pixel vit-mini, seed 0: loss is nan\n  cells/plain/log" in report.terminal
+    for name, shown in (("index.html", "pretraining.peak_lr=9"), ("board.md", r"pretraining.peak\_lr=9")):
+        page = report.paths[name].read_text(encoding="utf-8")
+        assert shown in page[page.index("Failed and skipped cells") :]
+
+
+def test_figure_is_no_wider_than_its_page(two_seeds: Any) -> None:
+    page = _report(two_seeds).paths["index.html"].read_text(encoding="utf-8")
+    (style,) = re.findall(r"figure svg \{([^}]*)\}", page)
+    assert "max-width: 100%" in style
+    assert "height: auto" in style
+    assert "min-width" not in style
+    assert not re.search(r"figure \{[^}]*overflow", page)
+    assert re.search(r"th:first-child, td:first-child \{[^}]*position: sticky", page)
+
+
+def test_terms_are_defined_where_they_stand(two_seeds: Any) -> None:
+    report = _report(two_seeds)
+    pages = [report.paths[name].read_text(encoding="utf-8") for name in ("index.html", "board.md")]
+    for text in (report.terminal, *pages):
+        told = " ".join(text.split())
+        assert "99% lower confidence bound" in told
+        assert "Total is the wall time of one seed of a row: tokenising, pre-training" in told
+        assert "Commonest 1% hold % is the share of all patches" in told
+        assert "whole row" not in told
+        assert "concentration" not in told
+    assert re.search(r" gain +99% bound +seeds$", report.terminal, re.M)
+    assert re.search(r" pre-training +total$", report.terminal, re.M)
+    assert re.search(r"^commonest 1% hold % +7\.5", report.terminal, re.M)
+    assert {"99% bound", "total", "commonest 1% hold %"} <= set(
+        re.findall(r"<th[^>]*>([^<]*)</th>", pages[0])
+    )
 
 
 def test_two_trunks_have_tables_of_their_own(campaign: Any) -> None:

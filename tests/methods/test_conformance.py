@@ -185,6 +185,8 @@ class TestErrors:
             ("pim", {"cutting_point": 65}),
             ("cae", {"decoder_width": 30, "decoder_heads": 4}),
             ("cae", {"alignment_weight": -1.0}),
+            ("cae", {"min_block": 60, "mask_count": 60}),
+            ("beit", {"min_block": 60, "mask_count": 60}),
         ],
     )
     def test_out_of_range(self, name: str, change: dict[str, Any]) -> None:

@@ -287,3 +287,12 @@ def test_pim_takes_mapets_names(golden: Golden) -> None:
     # Same weights, another objective: the first prediction lacks the later positions.
     difference = pim(data["images"], data["tokens"], data["order"])["logits"] - data["logits_permuted"]
     assert difference.abs().max() > 1e-2
+
+
+def test_parts_whose_sum_alone_fits_are_refused(golden: Golden) -> None:
+    weights = part(golden("mapet_tiny"), "weight/")
+    query, key_value = weights["blocks.0.attn.q.weight"], weights["blocks.0.attn.kv.weight"]
+    weights["blocks.0.attn.q.weight"] = query[:-1]
+    weights["blocks.0.attn.kv.weight"] = torch.cat([query[-1:], key_value])
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.q\.weight has shape \(23, 24\), not \(24, 24\)"):
+        TestMaPeT().build().load_reference(weights)

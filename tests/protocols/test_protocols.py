@@ -159,7 +159,11 @@ def test_protocols_are_frozen_and_travel_to_child_processes() -> None:
         ),
         ("warmup_epochs: {value: 0.5,", "warmup_epochs: {value: 8,", "must be less than epochs"),
         ("min_lr: {value: 1e-5,", "min_lr: {value: 1,", "must not exceed peak_lr"),
-        ("start: {value: 256,", "start: {value: 255,", "validation images overlap pretraining"),
+        (
+            "start: {value: 256,",
+            "start: {value: 255,",
+            r"validation images \(train 255 to 318\) overlap pretraining images",
+        ),
         ("seeds: [0]", "seeds: [0]\n  seeds: [1]", r"defaults\.seeds is given twice, first in line"),
         ("seeds: [0]", "seeds: []", r"defaults\.seeds"),
         ("methods: [scratch,", "methods: [swin,", "names 'swin'"),
@@ -170,6 +174,9 @@ def test_protocols_are_frozen_and_travel_to_child_processes() -> None:
         ),
         ("summary: tests only", "summary: &a [*a]", "valid string|recursive|YAML"),
         ("summary: tests only", "summary: [", "not valid YAML"),
+        ("name: tiny", "name: ../tiny", "name: .*pattern"),
+        ("name: tiny", "name: tokens", "'tokens' is taken"),
+        ("  vit-tiny-test:", "  ../vit:", "pattern"),
         ("    kind: {value: finetune,", "    kind: {value: finetuning,", r"evaluations\.finetune"),
         (
             "layer_decay: {value: 0.65",
@@ -198,7 +205,7 @@ def test_unknown_names_and_files() -> None:
     assert load_protocol("MINI").name == "mini"
 
 
-@pytest.mark.parametrize("text", ["pretraining.epoch=3", "pretraining.epochs", "name=x", "pretraining=1", ""])
+@pytest.mark.parametrize("text", ["pretraining.epoch=3", "name=x", "pretraining=1", ""])
 def test_set_takes_only_values_of_slices(text: str) -> None:
     with pytest.raises(HarnessError, match=r"write SLICE\.FIELD=VALUE"):
         load_protocol("mini", overrides=[text])

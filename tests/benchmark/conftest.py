@@ -1,0 +1,116 @@
+"""The whole line on the tiny protocol, run once in this process with every training watched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from benchmark import finetune, pretrain, probe, tokenise
+from benchmark.engine import Training, TrainingResult, train
+from benchmark.plan import Cell, make_plan, select
+from benchmark.record_cell import write_cell_record
+from benchmark.runtime import Runtime
+from benchmark.stage import CellContext, StageResult
+from leaderboard.record import PREDICTIONS_NAME
+from protocols import load_protocol
+from protocols.schema import Optimisation, Protocol
+
+TINY = str(Path(__file__).parent.parent / "tiny.yaml")
+STAGES = {
+    "tokenise": tokenise.run,
+    "pretrain": pretrain.run,
+    "finetune": finetune.run,
+    "linear-probe": probe.run,
+}
+CLIP = 0.05  # below every gradient's norm here, so that each step is clipped
+
+
+@dataclass
+class Watched:
+    """One training: its parts, its weights before the first step, and what each step's update used."""
+
+    training: Training
+    before: dict[str, Tensor]
+    rates: list[list[float]] = field(default_factory=list)  # of every step, of every group
+    norms: list[float] = field(default_factory=list)  # of every step's gradient, as the optimiser got it
+
+
+@dataclass
+class Line:
+    """Token store, pre-training and both evaluations of one row, in one work dir."""
+
+    protocol: Protocol
+    work_dir: Path
+    cells: dict[str, Cell]
+    watched: dict[str, Watched] = field(default_factory=dict)
+    results: dict[str, StageResult] = field(default_factory=dict)
+
+    def context(self, stage: str) -> CellContext:
+        runtime = Runtime(device="cpu", jobs=1, threads=1)
+        return CellContext(
+            cell=self.cells[stage], protocol=self.protocol, runtime=runtime, work_dir=self.work_dir
+        )
+
+    def run(self, stage: str) -> None:
+        context = self.context(stage)
+        watched: list[Watched] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("benchmark.recipe.train", partial(watch, into=watched))
+            result = STAGES[stage](context)
+        self.results[stage] = result
+        if watched:
+            (self.watched[stage],) = watched
+        write_cell_record(
+            context.cell, context.protocol, context.runtime, context.work_dir, status="done", result=result
+        )
+
+    def recipe(self, stage: str) -> Optimisation:
+        return self.protocol.pretraining if stage == "pretrain" else self.protocol.evaluations[stage]
+
+    def predictions(self, stage: str) -> dict[str, Any]:
+        with np.load(self.context(stage).folder / PREDICTIONS_NAME, allow_pickle=False) as archive:
+            return dict(archive)
+
+    @property
+    def export(self) -> dict[str, Tensor]:
+        """The trunk that pre-training exported, read from its file by safetensors itself."""
+        return load_file(self.context("pretrain").folder / pretrain.BACKBONE)
+
+
+def watch(training: Training, runtime: Runtime, *, into: list[Watched]) -> TrainingResult:
+    before = {name: value.detach().clone() for name, value in training.model.state_dict().items()}
+    watched = Watched(training, before)
+    into.append(watched)
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        watched.rates.append([float(group["lr"]) for group in optimizer.param_groups])
+        watched.norms.append(float(torch.stack([g.norm() for g in gradients if g is not None]).norm()))
+
+    training.optimizer.register_step_pre_hook(look)
+    result = train(training, runtime)
+    training.model.train()  # evaluating is the stage's own business: it must not rely on the engine's mode
+    return result
+
+
+@pytest.fixture(scope="session")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    overrides = [
+        f"pretraining.clip_grad_norm={CLIP}",
+        "evaluations.finetune.drop_path=0.6",  # large: leaving it on while predicting would show
+        "evaluations.finetune.peak_lr=0.02",
+    ]
+    protocol = load_protocol(TINY, overrides=overrides)
+    plan = make_plan(protocol, select(protocol, methods=["mim"], seeds=[3]))
+    line = Line(protocol, tmp_path_factory.mktemp("line"), {cell.stage: cell for cell in plan})
+    for cell in plan:
+        line.run(cell.stage)
+    return line
