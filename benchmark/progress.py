@@ -69,7 +69,9 @@ class Lines:
     def ended(self, cell: Cell, record: Record) -> None:
         self._finished += 1
         count = f"[{self._finished:>{self._width}}/{self._total}]"
-        self._console.print(f"{count} {describe_end(cell, record)}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{count} {describe_end(cell, record)}", markup=False, highlight=False, soft_wrap=True
+        )
 
     def __enter__(self) -> Lines:
         return self

@@ -227,7 +227,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_exploring_leaves_the_clean_cells_clean(finished: Path, tmp_path: Path) -> None:
-    """--set marks what it moved and nothing else, so that the protocol's own run can follow in one work dir."""
+    """--set marks what it moved and nothing else: the protocol's own run can follow in the same work dir."""
     small = ["--methods", "scratch", "mim"]
     explored = run(tmp_path, *small, "--set", "evaluations.linear-probe.peak_lr=0.2")
     assert explored.returncode == 0, explored.stderr
