@@ -291,7 +291,9 @@ class _Checkpoints(Hook):
                 )
             loop.step = loop.first_step = state["step"]
             loop.seconds_before, loop.last_loss = state["seconds"], state["loss"]
-            loop.window_sum, loop.window_steps = state["window_sum"], state["window_steps"]
+            sums = state["window_sums"]
+            own = sums[runner.rank] if len(sums) == runner.world_size else sum(sums) / len(sums)
+            loop.window_sum, loop.window_steps = torch.tensor(own), state["window_steps"]
             runner.logger.info("going on from step %d of %d", loop.step, loop.total)
 
     def after_train_iter(
@@ -309,13 +311,18 @@ class _Checkpoints(Hook):
             stopping = stop.raised
         if not (due or stopping or loop.step == loop.total):
             return
+        # Each process's own open window, so that each goes on with its own.
+        window_sums = [float(loop.window_sum)]
+        if runner.world_size > 1:
+            window_sums *= runner.world_size
+            dist.all_gather_object(window_sums, float(loop.window_sum))
         if runner.rank == 0:
             state = {
                 "model": runner.training.model.state_dict(),
                 "optimizer": runner.training.optimizer.state_dict(),
                 "seconds": loop.seconds,
                 "loss": loop.last_loss,
-                "window_sum": loop.window_sum.cpu(),
+                "window_sums": window_sums,
                 "window_steps": loop.window_steps,
                 "precision": runner.runtime.precision,
             }

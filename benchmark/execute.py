@@ -117,9 +117,9 @@ class _Execution:
     def run(self) -> list[Record]:
         try:
             while len(self.records) < len(self.plan):
+                self.display.running([one.cell for one in self.live], len(self.records), len(self.plan))
                 self._skip_orphans()
                 self._start_ready()
-                self.display.running([one.cell for one in self.live], len(self.records), len(self.plan))
                 wait([one.process.sentinel for one in self.live], timeout=POLL_SECONDS)
                 self._collect()
         finally:

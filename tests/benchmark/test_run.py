@@ -289,14 +289,31 @@ def test_one_run_at_a_time(finished: Path) -> None:
     assert "another run is using" in second.stderr
 
 
-def test_report_needs_only_records(finished: Path, tmp_path: Path) -> None:
-    arguments = ["report", "--protocol", str(TINY), "--work-dir", str(finished)]
+def test_report_needs_only_records_and_no_torch(finished: Path, tmp_path: Path) -> None:
+    arguments = [
+        "report",
+        "--protocol",
+        str(TINY),
+        "--work-dir",
+        str(finished),
+        "--out",
+        str(tmp_path / "board"),
+    ]
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from benchmark.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "heavy = {'torch', 'timm', 'mmengine', 'faiss'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)\n"
+    )
     done = subprocess.run(
-        [sys.executable, str(ROOT / "run_benchmark.py"), *arguments, "--json"],
+        [sys.executable, "-c", code, *arguments, "--json"],
         capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
+    names = {path.name for path in (tmp_path / "board").iterdir()}
+    assert {"index.html", "board.md", "board.csv", "runs.csv"} <= names
 
 
 def test_work_dir_that_cannot_be_used(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Docs say what is there: links, commands, the code on a page, and the kept board's claim."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from protocols import load_protocol
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = (
+    "pip install -r requirements.txt && python run_benchmark.py --protocol mini --methods all",
+    "pip install -r requirements.txt && pytest",
+)
+BOARD = ROOT / "docs" / "results" / "mini"
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    assert all(command in lines for command in COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_protocol_sources_name_pages_that_exist() -> None:
+    sources = load_protocol("mini").sources.values()
+    named = {name for source in sources for name in re.findall(r"docs/[\w/.]+\.md", source.source)}
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_raw_pixel_classifier_of_the_mini_page() -> None:
+    """The page's code runs as it stands and gives the number that stands above it."""
+    text = (ROOT / "docs" / "mini.md").read_text()
+    (stated,) = re.findall(r"raw pixels, trained on the same 6,000 labels, reaches ([\d.]+) %", text)
+    block = re.search(r"\n    import torch\n(?:    .*\n|\n)+", text)
+    assert block is not None
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(re.sub(r"^    ", "", block.group(), flags=re.MULTILINE), {})
+    (found,) = re.findall(r"[\d.]+", printed.getvalue())
+    assert float(found) == pytest.approx(float(stated), abs=0.5)
+
+
+def test_the_kept_board_bears_what_the_readme_says_of_it() -> None:
+    """Three seeds, all eleven rows, and every lower bound of the gain over the random trunk above zero."""
+    board = pd.read_csv(BOARD / "board.csv").set_index(["method", "tokenizer"])
+    assert len(board) == 11
+    assert (board["linear-probe_seeds"] == 3).all()
+    assert (board["finetune_seeds"] == 3).all()
+    pretrained = board[board.index.get_level_values("method") != "scratch"]
+    assert len(pretrained) == 10
+    assert (pretrained["linear-probe_gain_seeds"] == 3).all()
+    assert (pretrained["linear-probe_gain_lower_bound_points"] > 0).all()
+
+
+def test_the_kept_board_was_made_under_the_protocol_as_it_is() -> None:
+    page = (BOARD / "index.html").read_text()
+    assert load_protocol("mini").digest[:12] in page
+    runs = pd.read_csv(BOARD / "runs.csv")
+    assert set(runs["standing"]) == {"board"}
+    assert runs["git_commit"].nunique() == 1
+    assert not runs["git_commit"].iloc[0].endswith("changes")
