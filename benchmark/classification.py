@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
 from benchmark.data import ImagePart
+from benchmark.engine import TrainingResult
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
-from benchmark.stage import CellContext
+from benchmark.stage import CellContext, StageResult
 from leaderboard.record import PREDICTIONS_NAME, Metric
 from methods import build_method
 from protocols.files import sha256_of_file, write_atomically
@@ -64,6 +65,21 @@ def predict(classify: Callable[[Tensor], Tensor], inputs: Tensor, *, device: str
     """The most likely class of every input, int64 (n,): each once, in order, none padded or dropped."""
     batches = inputs.split(EVALUATION_BATCH)
     return torch.cat([classify(batch.to(device)).argmax(dim=1).cpu() for batch in batches]).numpy()
+
+
+def evaluation_result(
+    context: CellContext, training: TrainingResult, images: ImagePart, predicted: npt.NDArray[np.int64]
+) -> StageResult:
+    """What an evaluation gives back: its predictions kept, its cost that of the training alone."""
+    metrics, artefacts = write_predictions(context.folder, images, predicted)
+    return StageResult(
+        metrics=metrics,
+        data=images,
+        seconds=training.seconds,
+        images_seen=training.images_seen,
+        train_flops=context.cell.train_flops,
+        artefacts=artefacts,
+    )
 
 
 def write_predictions(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from benchmark.batches import Batch
-from benchmark.classification import Classification, backbone_of, predict, write_predictions
+from benchmark.classification import Classification, backbone_of, evaluation_result, predict
 from benchmark.data import ImagePart
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
@@ -67,14 +67,5 @@ def run(context: CellContext) -> StageResult:
     )
     pixels = torch.from_numpy(evaluated.pixels(protocol.data.image_size))
     inputs = normalise(pixels, protocol.data.mean, protocol.data.std)
-    metrics, artefacts = write_predictions(
-        context.folder, evaluated, predict(classifier.eval(), inputs, device=context.runtime.device)
-    )
-    return StageResult(
-        metrics=metrics,
-        data=evaluated,
-        seconds=result.seconds,
-        images_seen=result.images_seen,
-        train_flops=context.cell.train_flops,
-        artefacts=artefacts,
-    )
+    predicted = predict(classifier.eval(), inputs, device=context.runtime.device)
+    return evaluation_result(context, result, evaluated, predicted)

@@ -16,8 +16,8 @@ from benchmark.classification import (
     EVALUATION_BATCH,
     Classification,
     backbone_of,
+    evaluation_result,
     predict,
-    write_predictions,
 )
 from benchmark.data import ImagePart
 from benchmark.recipe import train_recipe
@@ -68,17 +68,8 @@ def run(context: CellContext) -> StageResult:
         images=len(labelled),
         make_batch=make_batch,
     )
-    metrics, artefacts = write_predictions(
-        context.folder, evaluated, predict(classifier, features[evaluated.name], device=device)
-    )
-    return StageResult(
-        metrics=metrics,
-        data=evaluated,
-        seconds=result.seconds,
-        images_seen=result.images_seen,
-        train_flops=context.cell.train_flops,
-        artefacts=artefacts,
-    )
+    predicted = predict(classifier, features[evaluated.name], device=device)
+    return evaluation_result(context, result, evaluated, predicted)
 
 
 def linear_classifier(width: int, classes: int) -> nn.Linear:

@@ -176,7 +176,24 @@ def to_markdown(board: Board) -> str:
         parts += [_escaped(other_caption(other)), _markdown_table(board_grid(other.rows, board.evaluations))]
     if len(board.failures):
         parts += ["## Failed and skipped cells", _markdown_table(failure_grid(board.failures))]
+    parts += ["## Environment", _environment(board)]
     return "\n\n".join(parts) + "\n"
+
+
+def _environment(board: Board) -> str:
+    """Date, commits, machines and versions behind the records, several where they differ."""
+    made = board.provenance
+    facts = {
+        "newest record": (made.newest,) if made.newest else (),
+        "git commit": made.commits,
+        "device": made.devices,
+        **made.environment,
+    }
+    return "\n".join(
+        f"- {_escaped(clean(name))}: {_escaped('; '.join(clean(value) for value in values))}"
+        for name, values in facts.items()
+        if values
+    )
 
 
 def _markdown_table(grid: Grid) -> str:

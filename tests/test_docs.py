@@ -72,3 +72,9 @@ def test_the_kept_board_was_made_under_the_protocol_as_it_is() -> None:
     assert set(runs["standing"]) == {"board"}
     assert runs["git_commit"].nunique() == 1
     assert not runs["git_commit"].iloc[0].endswith("changes")
+
+
+def test_the_kept_board_names_machine_versions_and_date() -> None:
+    text = (BOARD / "board.md").read_text()
+    for fact in ("newest record: 2", "git commit: ", "device: ", "torch: ", "timm: ", "python: ", "cores: "):
+        assert f"- {fact}" in text
