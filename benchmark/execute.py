@@ -96,7 +96,6 @@ class _Execution:
     ) -> None:
         self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
         self.display = display
-        self.server = _server(runtime)
         self.records: dict[str, Record] = {}
         self.starts: dict[str, int] = {}
         self.live: list[_Running] = []
@@ -139,7 +138,7 @@ class _Execution:
 
     def _spawn(self, cell: Cell, slot: int) -> ForkServerProcess:
         job = Job(cell=cell, protocol=self.protocol, runtime=self.runtime, work_dir=self.work_dir, slot=slot)
-        process = self.server.Process(target=run_in_child, args=(job,), name=cell.id)
+        process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
         try:
             process.start()
         except (EOFError, ConnectionError) as error:
