@@ -68,6 +68,15 @@ def test_a_killed_run_repeats_what_was_not_saved(tmp_path: Path) -> None:
     assert_equal_weights(whole["weights"], resumed["weights"])
 
 
+def test_killed_after_training_nothing_is_trained_again(tmp_path: Path) -> None:
+    first = run(tmp_path, "mim", drop_path=0.3)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    again = run(tmp_path, "mim", drop_path=0.3)  # no record was written: the cell starts once more
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+    assert again["loss"] == first["loss"]
+    assert all((again["weights"][name] == value).all() for name, value in first["weights"].items())
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     alone = run(tmp_path / "0", "pim", drop_path=0.3)
     helped = run(tmp_path / "2", "pim", drop_path=0.3, workers=2)
