@@ -287,7 +287,7 @@ class _Checkpoints(Hook):
             if state["precision"] != runner.runtime.precision:
                 raise HarnessError(
                     f"this cell was begun in {state['precision']}; go on with --precision "
-                    f"{state['precision']}, or delete its folder to begin again in {runner.runtime.precision}"
+                    f"{state['precision']} --redo-failed, or delete its folder to begin again in {runner.runtime.precision}"
                 )
             loop.step = loop.first_step = state["step"]
             loop.seconds_before, loop.last_loss = state["seconds"], state["loss"]

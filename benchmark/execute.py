@@ -27,7 +27,7 @@ from benchmark.layout import cell_folder
 from benchmark.plan import Cell
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime
-from leaderboard.record import RECORD_NAME, Record, read_record
+from leaderboard.record import Record, read_record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
@@ -132,8 +132,6 @@ class _Execution:
         free = sorted(set(range(self.runtime.jobs)) - {one.slot for one in self.live})
         for cell, slot in zip(ready, free, strict=False):
             self.starts[cell.id] = self.starts.get(cell.id, 0) + 1
-            # An earlier failure's record must not pass for this attempt's.
-            (cell_folder(self.work_dir, self.protocol.name, cell.id) / RECORD_NAME).unlink(missing_ok=True)
             self.live.append(_Running(cell, self._spawn(cell, slot), slot))
 
     def _spawn(self, cell: Cell, slot: int) -> ForkServerProcess:
@@ -153,14 +151,14 @@ class _Execution:
             self.live.remove(one)
             record = read_record(cell_folder(self.work_dir, self.protocol.name, one.cell.id))
             code = one.process.exitcode
-            status = {0: "done", 1: "failed"}.get(code if code is not None else -1)
-            if record is not None and record.status == status:
+            # The child removes an older record before it starts, so a record is this attempt's; what
+            # became of the process after it was done does not matter.
+            if record is not None and (record.status == "done" or (record.status == "failed" and code == 1)):
                 self._settle(one.cell, record)
             elif code is not None and (code < 0 or code in (INTERRUPTED, LOCKED)):
                 # Killed from outside: it starts again, from its checkpoint, but not for ever.
                 if self.starts[one.cell.id] >= ATTEMPTS:
-                    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-                    error = f"its process was {how} {ATTEMPTS} times; out of memory? see its log"
+                    error = f"its process {_ending(code)} {ATTEMPTS} times; see its log"
                     self._settle(one.cell, self._write(one.cell, "failed", error, was_killed=True))
             else:
                 error = f"its process ended with code {code} and left no record; see its log"
@@ -215,12 +213,20 @@ class _Execution:
                 child.join()
 
 
+def _ending(code: int) -> str:
+    if code == LOCKED:
+        return "found another process running this cell"
+    if code == -signal.SIGKILL:
+        return "was killed by SIGKILL (out of memory?)"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
 def _server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
     """The fork server, started on first use; what it imports must start no threads and no CUDA.
 
     It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
-    this process's path nor anything but the current folder. SIGINT is ignored from its first moment,
-    for a terminal sends it to the whole group.
+    this process's path nor anything but the current folder. SIGINT and SIGHUP are ignored from its
+    first moment, for a terminal sends them to the whole group.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.worker"])
@@ -230,12 +236,13 @@ def _server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ |= threads
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

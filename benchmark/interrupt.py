@@ -21,9 +21,10 @@ class StopFlag:
         self._deferred = False
 
     def listen(self) -> None:
-        """Take SIGTERM; ignore SIGINT, which a terminal sends to every process of its group."""
+        """Take SIGTERM; ignore SIGINT and SIGHUP, which a terminal sends to every process of its group."""
         signal.signal(signal.SIGTERM, self._raise)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

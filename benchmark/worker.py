@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -27,6 +29,7 @@ from benchmark.layout import LOG_NAME
 from benchmark.record_cell import note_attempt, write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
+from leaderboard.record import RECORD_NAME
 from protocols.errors import HarnessError
 
 STAGES = {
@@ -36,6 +39,7 @@ STAGES = {
     "linear-probe": probe.run,
 }
 INTERRUPTED, LOCKED = 143, 75
+LOCK_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
@@ -46,10 +50,10 @@ def run_job(job: Job) -> None:
     context.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(context.folder / LOG_NAME)
     with (context.folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             sys.exit(LOCKED)
+        # An earlier failure's record must not pass for this attempt's.
+        (context.folder / RECORD_NAME).unlink(missing_ok=True)
         try:
             context.stop.listen()
             sys.exit(run_cell(context, slot=job.slot))
@@ -91,6 +95,19 @@ def run_cell(context: CellContext, *, slot: int = 0) -> int:
             write_cell_record(cell, protocol, runtime, context.work_dir, status="failed", error=text[:2000])
             note_attempt(context.folder, event="failed")
         return 1
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the cell's lock, which the kernel drops with its owner; a dying owner gets a few seconds."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
 
 
 def _die_with_parent() -> None:

@@ -51,13 +51,26 @@ def load_protocol(name: str, *, overrides: Iterable[str] = ()) -> Protocol:
         line = f":{where.line + 1}" if where is not None else ""
         problem = getattr(error, "problem", None) or type(error).__name__
         raise HarnessError(f"{path.name}{line}: not valid YAML: {problem}") from None
-    deviations = tuple(
-        changed for changed in (reader.override(tree, text) for text in overrides) if changed is not None
-    )
+    changed = dict(reader.override(tree, text) for text in overrides)
     try:
-        return Protocol.model_validate({**tree, "sources": reader.sources, "deviations": deviations})
+        protocol = Protocol.model_validate({**tree, "sources": reader.sources})
     except ValidationError as error:
         raise HarnessError(reader.explain(error)) from None
+    if not changed:
+        return protocol
+    # Compared after validation: 1 for 1.0, or a value set back again, is no deviation.
+    original = load_protocol(name)
+    deviations = tuple(
+        f"{path}={text}" for path, text in changed.items() if _value(protocol, path) != _value(original, path)
+    )
+    return protocol.model_copy(update={"deviations": deviations})
+
+
+def _value(protocol: Protocol, path: str) -> Any:
+    value: Any = protocol
+    for name in path.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value
 
 
 def _find(name: str) -> Path:
@@ -151,8 +164,8 @@ class _Reader:
             return text
         raise self.error(path, f"the YAML tag {node.tag!r} is not allowed here")
 
-    def override(self, tree: dict[str, Any], text: str) -> str | None:
-        """Apply one SLICE.FIELD=VALUE; returns it in a normal form, None if that changes nothing."""
+    def override(self, tree: dict[str, Any], text: str) -> tuple[str, str]:
+        """Apply one SLICE.FIELD=VALUE to the tree; returns path and value as text."""
         path, equals, value = text.partition("=")
         path = path.strip()
         if path in self.sources and not equals:
@@ -168,12 +181,9 @@ class _Reader:
         holder = tree
         for group in groups:
             holder = holder[group]
-        before = holder[field]
-        if type(parsed) is type(before) and parsed == before:
-            return None
-        holder[field] = parsed
+        before, holder[field] = holder[field], parsed
         self.sources[path] = Source(source=f"--set on the command line; the protocol says {before}")
-        return f"{path}={value.strip()}"
+        return path, value.strip()
 
     def explain(self, error: ValidationError) -> str:
         lines = []

@@ -189,7 +189,7 @@ class FineTuning(Optimisation):
 class LinearProbe(Optimisation):
     """A linear classifier on the frozen trunk: mean of the patch tokens after the pre-training norm.
 
-    `whiten` gives the features mean 0 and unit covariance over the labelled images: an invertible linear
+    `whiten` rotates and scales the features towards unit covariance over the labelled images: a linear
     map, so the classifier is still linear in the features, but one that its optimiser can reach.
     """
 

@@ -20,7 +20,7 @@ TINY = str(Path(__file__).parent.parent / "tiny.yaml")
 @pytest.fixture
 def stop() -> Iterator[StopFlag]:
     """A listening flag; the process's own handlers come back afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     flag = StopFlag()
     flag.listen()
     yield flag
@@ -46,8 +46,9 @@ def test_within_deferred_it_only_raises_the_flag(stop: StopFlag) -> None:
         stop.interrupt("at step 3")
 
 
-def test_a_terminals_interrupt_is_left_to_the_harness(stop: StopFlag) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminals_signals_are_left_to_the_harness(stop: StopFlag, number: int) -> None:
+    os.kill(os.getpid(), number)
     assert not stop.raised
 
 

@@ -183,15 +183,24 @@ def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_pa
     assert outcomes == ["interrupted", "interrupted", "done"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_says_how_to_go_on_and_leaves_nobody(tmp_path: Path, number: int, code: int) -> None:
     long = ["--methods", "mim", "--evaluations", "linear-probe", "--set", "pretraining.epochs=400"]
     harness = subprocess.Popen(
-        command(tmp_path, *long), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command(tmp_path, *long),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     wait_for(lambda: bool(list((tmp_path / "tiny" / "cells").glob("pretrain-*/metrics.jsonl"))))
     started = time.monotonic()
-    harness.send_signal(number)
+    if number == signal.SIGTERM:
+        harness.send_signal(number)
+    else:
+        os.killpg(harness.pid, number)  # as a terminal does
     _, errors = harness.communicate(timeout=60)
     assert time.monotonic() - started < 15
     assert harness.returncode == code

@@ -197,6 +197,21 @@ def test_mistakes_are_named_with_file_and_line(tmp_path: Path, old: str, new: st
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trunks.vit-mini.mlp_ratio=4"],
+        ["evaluations.linear-probe.min_lr=0"],
+        ["pretraining.betas=[0.9, 0.999]"],
+        ["pretraining.peak_lr=1e-3", "pretraining.peak_lr=4e-3"],
+    ],
+)
+def test_setting_the_protocols_own_value_is_no_deviation(overrides: list[str]) -> None:
+    protocol = load_protocol("mini", overrides=overrides)
+    assert protocol.deviations == ()
+    assert protocol.slices == load_protocol("mini").slices
+
+
 def test_unknown_names_and_files() -> None:
     with pytest.raises(HarnessError, match="did you mean 'mini'"):
         load_protocol("minni")
