@@ -285,9 +285,10 @@ class _Checkpoints(Hook):
             runner.training.optimizer.load_state_dict(state["optimizer"])
             loop = runner.train_loop
             if state["precision"] != runner.runtime.precision:
+                begun, given = state["precision"], runner.runtime.precision
                 raise HarnessError(
-                    f"this cell was begun in {state['precision']}; go on with --precision "
-                    f"{state['precision']} --redo-failed, or delete its folder to begin again in {runner.runtime.precision}"
+                    f"this cell was begun in {begun}; go on with --precision {begun} --redo-failed, "
+                    f"or delete its folder to begin again in {given}"
                 )
             loop.step = loop.first_step = state["step"]
             loop.seconds_before, loop.last_loss = state["seconds"], state["loss"]
