@@ -15,7 +15,8 @@ from protocols.hyperparameters import Hyperparameter, Value, resolve
 from protocols.schema import TrunkSpec
 
 ROOT = Path(__file__).parent.parent
-_SHARED_SOURCES = ("base.py", "specs.py", "trunk.py", "patterns.py", "reference.py")
+# specs.py is not among them: what it declares reaches a cell through its hyperparameters alone.
+_SHARED_SOURCES = ("base.py", "trunk.py", "patterns.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Pass:
     """A stack of equal transformer blocks in one forward pass, for one image.
 
     `query_rows` go through q, output projection and MLP; `key_rows` through k and v; `pairs` are the
-    query-key products that attention computes, masked ones included.
+    query-key products that attention computes, masked ones included. `is_own` blocks have weights of
+    their own; all others are the trunk's.
     """
 
     blocks: int
@@ -33,6 +35,7 @@ class Pass:
     pairs: int
     mlp_ratio: float
     has_gradient: bool = True
+    is_own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +160,7 @@ def _cae_work(trunk: TrunkSpec, given: Mapping[str, Value]) -> Work:
         key_rows=trunk.patches,
         pairs=masked * trunk.patches,
         mlp_ratio=4.0,
+        is_own=True,
     )
     decoder = Pass(
         blocks=int(given["decoder_depth"]),
@@ -165,6 +169,7 @@ def _cae_work(trunk: TrunkSpec, given: Mapping[str, Value]) -> Work:
         key_rows=masked,
         pairs=masked * masked,
         mlp_ratio=4.0,
+        is_own=True,
     )
     projections = ((visible, trunk.width, width, True), (masked, trunk.width, width, False))
     return Work(

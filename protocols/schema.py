@@ -1,67 +1,36 @@
-"""Frozen, strictly typed objects for everything that a protocol holds equal.
+"""A protocol: everything that is held equal, in named slices, and around them what moves no number.
 
-Units are in the field names or docstrings: learning rates per optimiser step, sizes in pixels or
-patches, batches in images over all processes. Nothing here knows paths, devices or worker counts:
-those are runtime (benchmark/runtime.py) and are never hashed.
+Units are in the field names or docstrings: sizes in pixels or patches. Nothing here knows paths,
+devices or worker counts: those are runtime (benchmark/runtime.py) and are never hashed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from protocols.errors import HarnessError, unknown
-
-
-class FrozenDict(dict[str, Any]):
-    """A dict that refuses every change: a protocol cannot be edited after it was hashed."""
-
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("protocol objects are frozen")
-
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse
-    __ior__ = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (FrozenDict, (dict(self),))
-
-
-class Frozen(BaseModel):
-    """Base of all protocol objects: immutable, no unknown keys, no silent type conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-T = TypeVar("T")
-Scalar = bool | int | float | str
-# Names become parts of file names and of SLICE.FIELD paths.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Named = Annotated[dict[Name, T], AfterValidator(FrozenDict)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-DropRate = Annotated[float, Field(ge=0, lt=1)]
-# A YAML list is the only way to write a pair or a triple, and strict tuples refuse lists.
-Pair = Annotated[tuple[float, float], Field(strict=False)]
-Triple = Annotated[tuple[float, float, float], Field(strict=False)]
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Seeds = Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
-
-
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces, no NaN. The text that every digest is taken of."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `value`."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+from protocols.frozen import (
+    DropRate,
+    Frozen,
+    FrozenDict,
+    Name,
+    Named,
+    Names,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveTriple,
+    Scalar,
+    Seeds,
+    TrialValues,
+    Triple,
+    Trunkwise,
+    digest_of,
+)
+from protocols.recipes import Evaluation, FineTuning, LinearProbe, PreTraining, TokenClassification
 
 
 class TrunkSpec(Frozen):
@@ -117,89 +86,46 @@ class Part(Frozen):
 
 
 class Data(Frozen):
-    """Which images serve what. `validation` serves choices; `test` serves reported numbers alone."""
+    """Which images serve what. `validation` serves choices; `test` serves reported numbers alone.
+
+    A protocol that makes no choices of its own may have no `validation` images.
+    """
 
     name: str
     image_size: PositiveInt
     mean: Triple
-    std: Triple
+    std: PositiveTriple
     pretraining: Part
     training: Part
-    validation: Part
+    validation: Part | None = None
     test: Part
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts by name, those that the protocol has."""
+        named = {name: getattr(self, name) for name in ("pretraining", "training", "validation", "test")}
+        return {name: part for name, part in named.items() if part is not None}
 
     @model_validator(mode="after")
     def _held_out(self) -> Data:
         for seen in ("pretraining", "training"):
             for held_out in ("validation", "test"):
-                a, b = getattr(self, seen), getattr(self, held_out)
-                if a.split == b.split and a.start < b.start + b.count and b.start < a.start + a.count:
-                    raise ValueError(
-                        f"{held_out} images ({b.split} {b.start} to {b.start + b.count - 1}) overlap "
-                        f"{seen} images ({a.split} {a.start} to {a.start + a.count - 1})"
-                    )
+                if held_out in self.parts:
+                    _check_apart(**{held_out: self.parts[held_out], seen: self.parts[seen]})
         return self
 
 
-class Optimisation(Frozen):
-    """AdamW with a warmed-up cosine, stepped every iteration; the global batch is over all processes."""
+class TransferSet(Frozen):
+    """Another data set that an evaluation trains and measures on, at the size and scale of `data`."""
 
-    epochs: PositiveInt
-    warmup_epochs: NonNegativeFloat
-    global_batch: PositiveInt
-    optimizer: Literal["adamw"]
-    betas: Pair
-    eps: PositiveFloat
-    weight_decay: NonNegativeFloat
-    peak_lr: PositiveFloat
-    min_lr: NonNegativeFloat
-    warmup_lr: NonNegativeFloat
-    schedule: Literal["cosine"]
-    clip_grad_norm: PositiveFloat | None
+    name: str
+    training: Part
+    test: Part
 
     @model_validator(mode="after")
-    def _ordered(self) -> Optimisation:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
-        if max(self.min_lr, self.warmup_lr) > self.peak_lr:
-            raise ValueError("min_lr and warmup_lr must not exceed peak_lr")
+    def _held_out(self) -> TransferSet:
+        _check_apart(test=self.test, training=self.training)
         return self
-
-
-class PreTraining(Optimisation):
-    """The one recipe under which every objective is pre-trained."""
-
-    drop_path: DropRate
-    color_jitter: NonNegativeFloat
-
-
-class FineTuning(Optimisation):
-    """All weights trained on labels; patch tokens averaged, a fresh LayerNorm and a linear head."""
-
-    kind: Literal["finetune"]
-    labelled_images: PositiveInt
-    evaluated_part: Literal["validation", "test"]
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
-    label_smoothing: DropRate
-    drop_path: DropRate
-    horizontal_flip: Probability
-    crop_padding: NonNegativeInt
-
-
-class LinearProbe(Optimisation):
-    """A linear classifier on the frozen trunk: mean of the patch tokens after the pre-training norm.
-
-    `whiten` rotates and scales the features towards unit covariance over the labelled images: a linear
-    map, so the classifier is still linear in the features, but one that its optimiser can reach.
-    """
-
-    kind: Literal["linear-probe"]
-    labelled_images: PositiveInt
-    evaluated_part: Literal["validation", "test"]
-    whiten: bool
-
-
-Evaluation = Annotated[FineTuning | LinearProbe, Field(discriminator="kind")]
 
 
 class Source(Frozen):
@@ -220,11 +146,49 @@ class Defaults(Frozen):
     seeds: Seeds
 
 
+class ViewCells(Frozen):
+    """Which cells a table needs: every combination of what is named.
+
+    Without methods the tokens themselves are evaluated. `hyperparameters` gives values of a method's
+    own to try one after another, in the place of those that the protocol sets.
+    """
+
+    methods: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    tokenizers: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    trunks: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    evaluations: Names
+    hyperparameters: Annotated[dict[str, TrialValues], AfterValidator(FrozenDict)] = FrozenDict()
+
+
+class View(Frozen):
+    """One table: what it shows, and the cells that it is made of. Outside every digest."""
+
+    title: str
+    cells: Annotated[tuple[ViewCells, ...], Field(strict=False, min_length=1)]
+
+
+class Spending(Frozen):
+    """Accelerators and hours that one cell of a stage took, as a paper reports it."""
+
+    accelerators: PositiveInt
+    hours: PositiveFloat
+
+
+class ReportedCost(Frozen):
+    """What a paper says that its own runs cost, by stage and trunk. Outside every digest."""
+
+    source: str
+    accelerator: str
+    stages: Named[Named[Spending]]
+
+
 class Protocol(Frozen):
     """One protocol: named slices that move numbers, and around them what does not.
 
     `methods` and `tokenizers` hold the hyperparameters that are an adapter's own; their names, types
-    and ranges are declared by the adapters' specifications and checked by the planner.
+    and ranges are declared by the adapters' specifications and checked by the planner. Keys of
+    `methods` and `evaluations` are NAME, or NAME@TRUNK where some value differs between trunks: ask
+    `method_values` and `evaluation`.
     """
 
     name: Name
@@ -232,44 +196,109 @@ class Protocol(Frozen):
     summary: str
     defaults: Defaults
     data: Data
+    transfer_sets: Named[TransferSet] = FrozenDict()
     trunks: Named[Trunk]
     tokenizers: Named[Named[Scalar]]
-    methods: Named[Named[Scalar]]
+    methods: Trunkwise[Named[Scalar]]
     pretraining: PreTraining
-    evaluations: Named[Evaluation]
+    evaluations: Trunkwise[Evaluation]
+    views: Named[View] = FrozenDict()
+    reported_cost: ReportedCost | None = None
     sources: Annotated[dict[str, Source], AfterValidator(FrozenDict)] = FrozenDict()
     deviations: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _defaults_exist(self) -> Protocol:
+    def _names_exist(self) -> Protocol:
         if self.name == "tokens":
             raise ValueError("name 'tokens' is taken by the folder of the token stores")
-        for kind in ("methods", "tokenizers", "trunks", "evaluations"):
-            for name in getattr(self.defaults, kind):
-                if name not in getattr(self, kind):
-                    raise ValueError(f"defaults.{kind} names {name!r}, which {kind} does not define")
+        self._know("defaults", self.defaults)
+        for name, view in self.views.items():
+            for position, cells in enumerate(view.cells):
+                self._know(f"views.{name}.cells.{position}", cells)
+                if bool(cells.methods) != bool(cells.trunks):
+                    raise ValueError(
+                        f"views.{name}.cells.{position} needs both methods and trunks, or neither of them "
+                        "where the tokens alone are evaluated"
+                    )
+        for name, evaluation in self.evaluations.items():
+            transfer_set = getattr(evaluation, "transfer_set", None)
+            if transfer_set is not None and transfer_set not in self.transfer_sets:
+                raise ValueError(f"evaluations.{name} names {transfer_set!r}, which is no transfer set")
+            if "@" in name and isinstance(evaluation, TokenClassification):
+                raise ValueError(
+                    f"evaluations.{name} takes tokens alone and belongs to no trunk: give one value"
+                )
+            trunk = getattr(evaluation, "trunk", None)
+            if trunk is not None and trunk not in self.trunks:
+                raise ValueError(f"evaluations.{name} names {trunk!r}, which trunks does not define")
+            if evaluation.evaluated_part == "validation" and self.data.validation is None:
+                raise ValueError(f"evaluations.{name} asks for validation images; data has none")
         return self
+
+    def _know(self, where: str, naming: Defaults | ViewCells) -> None:
+        for kind in ("methods", "tokenizers", "trunks", "evaluations"):
+            for name in getattr(naming, kind):
+                if name not in self.names(kind):
+                    raise ValueError(f"{where}.{kind} names {name!r}, which {kind} does not define")
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """The names that `kind` (methods, tokenizers, trunks, evaluations) defines, in the file's order."""
+        return tuple(dict.fromkeys(name.partition("@")[0] for name in getattr(self, kind)))
+
+    def method_values(self, name: str, trunk: str) -> Mapping[str, Any]:
+        """The hyperparameters that this protocol sets for the method `name` on `trunk`."""
+        values: Mapping[str, Any] = self.methods[self.method_key(name, trunk)]
+        return values
+
+    def method_key(self, name: str, trunk: str) -> str:
+        """NAME, or NAME@TRUNK where a hyperparameter differs between trunks: the slice is `method:KEY`."""
+        return self._key("methods", name, trunk)
+
+    def evaluation(self, name: str, trunk: str | None) -> FineTuning | LinearProbe | TokenClassification:
+        """The recipe of the evaluation `name` on `trunk`."""
+        recipe: FineTuning | LinearProbe | TokenClassification
+        recipe = self.evaluations[self.evaluation_key(name, trunk)]
+        return recipe
+
+    def evaluation_key(self, name: str, trunk: str | None) -> str:
+        """NAME, or NAME@TRUNK where the recipe differs between trunks: the slice is `evaluation:KEY`."""
+        return self._key("evaluations", name, trunk)
+
+    def _key(self, kind: str, name: str, trunk: str | None) -> str:
+        known = getattr(self, kind)
+        key = name if name in known else f"{name}@{trunk}"
+        if key not in known:
+            raise unknown(f"{kind[:-1]} of protocol {self.name}", name, self.names(kind))
+        return key
 
     def deviations_of(self, slices: Iterable[str]) -> tuple[str, ...]:
         """The deviations that changed a value of one of `slices`."""
-        kinds = {name if ":" not in name else name.replace(":", "s.", 1) for name in slices}
-        return tuple(text for text in self.deviations if any(text.startswith(f"{kind}.") for kind in kinds))
+        found = []
+        for text in self.deviations:
+            path = text.partition("=")[0]
+            if any(_holds(name, path) for name in slices):
+                found.append(text)
+        return tuple(found)
 
     def slice(self, name: str) -> Mapping[str, Any]:
-        """The values of one slice as plain JSON types.
+        """The values of one slice as plain JSON types, as the file sets them.
 
-        Names: `data`, `pretraining`, `trunk:NAME`, `tokenizer:NAME`, `method:NAME`, `evaluation:NAME`.
-        Raises HarnessError for a slice that the protocol does not have.
+        Names: `data`, `pretraining`, and KIND:NAME for the kinds trunk, tokenizer, method, evaluation
+        and transfer_set. Raises HarnessError for a slice that the protocol does not have. A field that
+        the file leaves out is in no digest, so that a field more in the schema changes no protocol:
+        its default means "not applied" and must never change.
         """
         slices = self._slices()
         if name not in slices:
             raise unknown(f"slice of protocol {self.name}", name, slices)
         value = slices[name]
-        return value.model_dump(mode="json") if isinstance(value, BaseModel) else dict(value)
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json", exclude_unset=True)
+        return dict(value)
 
     def _slices(self) -> dict[str, Frozen | Mapping[str, Any]]:
         slices: dict[str, Frozen | Mapping[str, Any]] = {"data": self.data, "pretraining": self.pretraining}
-        for kind in ("trunk", "tokenizer", "method", "evaluation"):
+        for kind in ("transfer_set", "trunk", "tokenizer", "method", "evaluation"):
             slices |= {f"{kind}:{name}": value for name, value in getattr(self, kind + "s").items()}
         return slices
 
@@ -292,3 +321,24 @@ class Protocol(Frozen):
         except ValidationError as error:
             message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise HarnessError(f"protocol {self.name}, trunk {trunk}: {message}") from None
+
+
+def _check_apart(**parts: Part) -> None:
+    """ValueError if the two parts, the held-out one first, share an image."""
+    (held_out, b), (seen, a) = parts.items()
+    if a.split == b.split and a.start < b.start + b.count and b.start < a.start + a.count:
+        raise ValueError(
+            f"{held_out} images ({b.split} {b.start} to {b.start + b.count - 1}) overlap "
+            f"{seen} images ({a.split} {a.start} to {a.start + a.count - 1})"
+        )
+
+
+def _holds(slice_name: str, path: str) -> bool:
+    """True if the value at the dotted `path` of a file is a part of that slice."""
+    kind, colon, name = slice_name.partition(":")
+    if not colon:
+        return path.startswith(f"{kind}.")
+    name, at, trunk = name.partition("@")
+    # A value that is given per trunk stands at KINDs.NAME.FIELD.TRUNK.
+    parts = path.split(".")
+    return parts[:2] == [f"{kind}s", name] and (not at or len(parts) < 4 or parts[3] == trunk)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
+from protocols.frozen import canonical_json, digest_of
 from protocols.geometry import square_crop_box
-from protocols.schema import canonical_json, digest_of
 from tokenizers.specs import TokenizerSpec
 
 WEIGHTS_NAME = "tokenizer.safetensors"

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file, sync_folder
-from protocols.schema import Frozen, PositiveInt, Scalar, digest_of
+from protocols.frozen import Frozen, PositiveInt, Scalar, digest_of
 from tokenizers.card import tokenizer_card
 
 if TYPE_CHECKING:
