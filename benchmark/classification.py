@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.augment import Transform
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
 from benchmark.data import ImagePart
@@ -27,7 +28,10 @@ EVALUATION_BATCH = 250
 
 
 class Classification(nn.Module):
-    """Cross-entropy of a classifier's logits, as the engine trains it."""
+    """Cross-entropy of a classifier's logits, as the engine trains it.
+
+    Labels are class numbers (B,) or shares of the classes (B, C); smoothing acts on either alike.
+    """
 
     def __init__(self, classifier: nn.Module, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -61,10 +65,18 @@ def backbone_of(context: CellContext) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def predict(classify: Callable[[Tensor], Tensor], inputs: Tensor, *, device: str) -> npt.NDArray[np.int64]:
+def predict(
+    classify: Callable[[Tensor], Tensor], batches: Iterable[Tensor], *, device: str
+) -> npt.NDArray[np.int64]:
     """The most likely class of every input, int64 (n,): each once, in order, none padded or dropped."""
-    batches = inputs.split(EVALUATION_BATCH)
     return torch.cat([classify(batch.to(device)).argmax(dim=1).cpu() for batch in batches]).numpy()
+
+
+def transformed_batches(images: ImagePart, transform: Transform) -> Iterator[Tensor]:
+    """All images, in order, each transformed when its batch is asked for: (B, 3, S, S), the last shorter."""
+    for start in range(0, len(images), EVALUATION_BATCH):
+        positions = range(start, min(start + EVALUATION_BATCH, len(images)))
+        yield torch.stack([transform(images.image(position)) for position in positions])
 
 
 def evaluation_result(

@@ -6,18 +6,35 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmark.augment import (
+    AugmentedBatches,
+    MakeBatch,
+    MixedBatches,
+    evaluation_transform,
+    training_transform,
+)
 from benchmark.batches import Batch
-from benchmark.classification import Classification, backbone_of, evaluation_result, predict
+from benchmark.classification import (
+    Classification,
+    backbone_of,
+    evaluation_result,
+    predict,
+    transformed_batches,
+)
 from benchmark.data import ImagePart
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise, random_flip, random_shift
 from methods.trunk import build_classifier
-from protocols.schema import Data, FineTuning
+from protocols.recipes import FineTuning
+from protocols.schema import Data
 
 
-class LabelledBatches:
-    """Positions and epoch -> augmented images and labels; pure in (seed, epoch, sample id)."""
+class ShiftedBatches:
+    """Positions and epoch -> images shifted and flipped as one tensor, and labels (B,).
+
+    Pure in (seed, epoch, sample id). For recipes of small images, which need no single-image transform.
+    """
 
     def __init__(self, images: ImagePart, data: Data, recipe: FineTuning, *, seed: int) -> None:
         self.images, self.data, self.recipe, self.seed = images, data, recipe, seed
@@ -28,12 +45,12 @@ class LabelledBatches:
         pixels = random_shift(
             torch.from_numpy(self.pixels[positions]),
             sample_ids,
-            padding=self.recipe.crop_padding,
+            padding=self.recipe.crop_padding or 0,
             epoch=epoch,
             seed=self.seed,
         )
         pixels = random_flip(
-            pixels, sample_ids, probability=self.recipe.horizontal_flip, epoch=epoch, seed=self.seed
+            pixels, sample_ids, probability=self.recipe.horizontal_flip or 0.0, epoch=epoch, seed=self.seed
         )
         return {
             "inputs": normalise(pixels, self.data.mean, self.data.std),
@@ -44,10 +61,11 @@ class LabelledBatches:
 def run(context: CellContext) -> StageResult:
     """Fine-tune the row's trunk and predict every evaluated image once."""
     protocol = context.protocol
-    recipe = protocol.evaluations[context.cell.evaluation or ""]
+    recipe = protocol.evaluation(context.cell.evaluation or "", context.cell.trunk)
     assert isinstance(recipe, FineTuning)
     labelled = context.images("training").first(recipe.labelled_images)
     evaluated = context.images(recipe.evaluated_part)
+    make_batch = training_batches(labelled, recipe, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         classifier = build_classifier(
@@ -62,10 +80,33 @@ def run(context: CellContext) -> StageResult:
         weights=classifier,
         undecayed=set(classifier.no_weight_decay()),
         images=len(labelled),
-        make_batch=LabelledBatches(labelled, protocol.data, recipe, seed=context.seed),
+        make_batch=make_batch,
         layer_decay=recipe.layer_decay,
     )
-    pixels = torch.from_numpy(evaluated.pixels(protocol.data.image_size))
-    inputs = normalise(pixels, protocol.data.mean, protocol.data.std)
+    inputs = transformed_batches(evaluated, evaluation_transform(recipe, protocol.data))
     predicted = predict(classifier.eval(), inputs, device=context.runtime.device)
     return evaluation_result(context, result, evaluated, predicted)
+
+
+def training_batches(labelled: ImagePart, recipe: FineTuning, context: CellContext) -> MakeBatch:
+    """What makes the recipe's batches: of whole tensors, or image by image; then mixed where it says so.
+
+    Raises ProtocolViolation if this runtime's micro-batches cannot be cut into whole mixup groups.
+    """
+    data, seed = context.protocol.data, context.seed
+    of_single_images = (recipe.resized_crop_scale, recipe.rand_augment, recipe.erasing_probability)
+    batches: MakeBatch
+    if all(value is None for value in of_single_images):
+        batches = ShiftedBatches(labelled, data, recipe, seed=seed)
+    else:
+        batches = AugmentedBatches(labelled, training_transform(recipe, data), seed=seed)
+    if recipe.mixup_group is None:
+        return batches
+    return MixedBatches(
+        batches,
+        recipe,
+        sample_ids=labelled.sample_ids,
+        classes=len(labelled.classes),
+        micro_batch=context.runtime.micro_batch(recipe.global_batch),
+        seed=seed,
+    )

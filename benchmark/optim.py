@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from benchmark.batches import Steps
-from protocols.schema import Optimisation
+from protocols.recipes import Optimisation
 
 
 def build_optimizer(

@@ -1,16 +1,22 @@
-"""Stage `linear-probe`: a linear classifier on the frozen trunk's mean patch token.
+"""Stage `linear-probe`: a linear classifier on the frozen trunk's features.
 
-One rule for all methods: the last block, the pre-training norm, the mean over patches, no class
-token, no batch norm. Without augmentation the features are computed once.
+One rule for all methods: the last block, the pre-training norm, no batch norm; the mean over patches,
+or the class token where the recipe says so. Without augmentation the features are computed once; with
+it, anew for each batch. B images, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from benchmark.augment import AugmentedBatches, MakeBatch, evaluation_transform, training_transform
 from benchmark.batches import Batch
 from benchmark.classification import (
     EVALUATION_BATCH,
@@ -18,58 +24,113 @@ from benchmark.classification import (
     backbone_of,
     evaluation_result,
     predict,
+    transformed_batches,
 )
-from benchmark.data import ImagePart
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
-from benchmark.transforms import normalise
 from methods.trunk import build_trunk
-from protocols.schema import Data, LinearProbe
+from protocols.recipes import LinearProbe
 from tokenizers.kmeans import Whitening
 
 # Directions of less than this share of the whole variance stay small instead of being blown up to noise.
 VARIANCE_FLOOR = 1e-8
 
 
+class FrozenTrunk:
+    """Images (B, 3, S, S) -> features (B, D), after the trunk's final norm.
+
+    Not a module on purpose: an objective that holds one neither trains it, nor saves it in checkpoints,
+    nor puts it into training mode.
+    """
+
+    def __init__(
+        self, trunk: VisionTransformer, *, features: Literal["patch-mean", "class-token"], device: str
+    ) -> None:
+        self.trunk = trunk.eval().to(device)
+        self.features, self.device = features, device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.trunk.forward_features(images.to(self.device))  # (B, 1 + N, D)
+        return tokens[:, 0] if self.features == "class-token" else tokens[:, 1:].mean(dim=1)
+
+    def of_all(self, batches: Iterable[Tensor]) -> Tensor:
+        """(n, D) on the CPU: the features of all images of all batches."""
+        return torch.cat([self(batch).cpu() for batch in batches])
+
+
+class FeatureBatches:
+    """Positions -> features that were computed once, and labels; the same in every epoch."""
+
+    def __init__(self, features: Tensor, labels: npt.NDArray[np.int64]) -> None:
+        self.features, self.labels = features, torch.from_numpy(labels)
+
+    def __call__(self, positions: npt.NDArray[np.int64], epoch: int) -> Batch:
+        chosen = torch.from_numpy(positions)
+        return {"inputs": self.features[chosen], "labels": self.labels[chosen]}
+
+
+class ClassificationOfImages(Classification):
+    """Cross-entropy of a linear classifier behind a frozen trunk, for batches of images."""
+
+    def __init__(self, classifier: nn.Module, frozen: FrozenTrunk) -> None:
+        super().__init__(classifier)
+        self.frozen = frozen
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the images of this micro-batch; in the runtime's precision, the trunk too."""
+        return super().loss({**batch, "inputs": self.frozen(batch["inputs"])})
+
+
 def run(context: CellContext) -> StageResult:
-    """Features once, then the classifier; every evaluated image is predicted once."""
+    """Train the classifier on the labelled images; every evaluated image is predicted once."""
     protocol, device = context.protocol, context.runtime.device
-    recipe = protocol.evaluations[context.cell.evaluation or ""]
+    recipe = protocol.evaluation(context.cell.evaluation or "", context.cell.trunk)
     assert isinstance(recipe, LinearProbe)
-    labelled = context.images("training").first(recipe.labelled_images)
-    evaluated = context.images(recipe.evaluated_part)
+    labelled = context.images("training", transfer_set=recipe.transfer_set).first(recipe.labelled_images)
+    evaluated = context.images(recipe.evaluated_part, transfer_set=recipe.transfer_set)
     trunk = build_trunk(context.trunk(drop_path=0.0))
     trunk.load_state_dict(backbone_of(context), strict=True)
-    trunk = trunk.eval().to(device)
-    features = {
-        part.name: patch_mean_features(trunk, part, protocol.data, device=device)
-        for part in (labelled, evaluated)
-    }
-    if recipe.whiten:
-        labelled_features = features[labelled.name]
-        floor = VARIANCE_FLOOR * float(labelled_features.var(dim=0).sum())
-        whitening = Whitening.fit(labelled_features, epsilon=floor)
-        features = {name: whitening.apply(values).float() for name, values in features.items()}
-    labels = torch.from_numpy(labelled.labels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        classifier = linear_classifier(features[labelled.name].shape[1], len(labelled.classes))
-
-    def make_batch(positions: npt.NDArray[np.int64], epoch: int) -> Batch:
-        chosen = torch.from_numpy(positions)
-        return {"inputs": features[labelled.name][chosen], "labels": labels[chosen]}
-
+    frozen = FrozenTrunk(trunk, features=recipe.features, device=device)
+    as_measured = evaluation_transform(recipe, protocol.data)
+    evaluated_features = frozen.of_all(transformed_batches(evaluated, as_measured))
+    make_batch: MakeBatch
+    if recipe.resized_crop_scale is not None or recipe.horizontal_flip:
+        classifier = seeded_classifier(evaluated_features, len(labelled.classes), seed=context.seed)
+        objective: Classification = ClassificationOfImages(classifier, frozen)
+        make_batch = AugmentedBatches(labelled, training_transform(recipe, protocol.data), seed=context.seed)
+    else:
+        features = frozen.of_all(transformed_batches(labelled, as_measured))
+        if recipe.whiten:
+            features, evaluated_features = whitened(features, evaluated_features)
+        classifier = seeded_classifier(features, len(labelled.classes), seed=context.seed)
+        objective = Classification(classifier)
+        make_batch = FeatureBatches(features, labelled.labels)
     result = train_recipe(
         context,
         recipe,
-        objective=Classification(classifier),
+        objective=objective,
         weights=classifier,
         undecayed=set(),
         images=len(labelled),
         make_batch=make_batch,
     )
-    predicted = predict(classifier, features[evaluated.name], device=device)
+    predicted = predict(classifier, evaluated_features.split(EVALUATION_BATCH), device=device)
     return evaluation_result(context, result, evaluated, predicted)
+
+
+def seeded_classifier(features: Tensor, classes: int, *, seed: int) -> nn.Linear:
+    """The classifier of features (n, D), drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return linear_classifier(features.shape[1], classes)
+
+
+def whitened(labelled: Tensor, evaluated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (n, D) rotated and scaled towards the unit covariance of the labelled ones."""
+    floor = VARIANCE_FLOOR * float(labelled.var(dim=0).sum())
+    whitening = Whitening.fit(labelled, epsilon=floor)
+    return whitening.apply(labelled).float(), whitening.apply(evaluated).float()
 
 
 def linear_classifier(width: int, classes: int) -> nn.Linear:
@@ -78,14 +139,3 @@ def linear_classifier(width: int, classes: int) -> nn.Linear:
     nn.init.normal_(classifier.weight, std=0.01)
     nn.init.zeros_(classifier.bias)
     return classifier
-
-
-@torch.no_grad()
-def patch_mean_features(trunk: nn.Module, images: ImagePart, data: Data, *, device: str) -> Tensor:
-    """(n, D) on the CPU: mean of the patch tokens after the trunk's final norm, class token left out."""
-    pixels = torch.from_numpy(images.pixels(data.image_size))
-    means = []
-    for batch in pixels.split(EVALUATION_BATCH):
-        tokens = trunk.forward_features(normalise(batch, data.mean, data.std).to(device))  # type: ignore[operator]
-        means.append(tokens[:, 1:].mean(dim=1).cpu())
-    return torch.cat(means)

@@ -12,7 +12,7 @@ from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.engine import Training, TrainingResult, process_rank, train
 from benchmark.optim import build_optimizer, build_schedule
 from benchmark.stage import CellContext
-from protocols.schema import Optimisation
+from protocols.recipes import Optimisation
 
 
 def train_recipe(

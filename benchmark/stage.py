@@ -35,9 +35,11 @@ class CellContext:
         assert self.cell.seed is not None
         return self.cell.seed
 
-    def images(self, name: str) -> ImagePart:
-        """The data slice's part called `name`."""
-        return open_part(self.protocol.data.name, name, getattr(self.protocol.data, name))
+    def images(self, name: str, *, transfer_set: str | None = None) -> ImagePart:
+        """The part called `name` of the data slice, or of the transfer set of that name."""
+        protocol = self.protocol
+        source = protocol.data if transfer_set is None else protocol.transfer_sets[transfer_set]
+        return open_part(source.name, name, getattr(source, name))
 
     def trunk(self, *, drop_path: float) -> TrunkSpec:
         """The cell's trunk at this protocol's image size."""

@@ -1,4 +1,4 @@
-"""The whole line on the tiny protocol, run once in this process with every training watched."""
+"""The whole line on two small protocols, run once in this process with every training watched."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from benchmark.runtime import Runtime
 from benchmark.stage import CellContext, StageResult
 from leaderboard.record import PREDICTIONS_NAME
 from protocols import load_protocol
-from protocols.schema import Optimisation, Protocol
+from protocols.recipes import Optimisation
+from protocols.schema import Protocol
 
 TINY = str(Path(__file__).parent.parent / "tiny.yaml")
+FULL = str(Path(__file__).parent.parent / "full.yaml")
 STAGES = {
     "tokenise": tokenise.run,
     "pretrain": pretrain.run,
@@ -45,7 +47,10 @@ class Watched:
 
 @dataclass
 class Line:
-    """Token store, pre-training and both evaluations of one row, in one work dir."""
+    """Token store, pre-training and all evaluations of one row, in one work dir.
+
+    Cells go by their evaluation's name, or by their stage's where they are no evaluation.
+    """
 
     protocol: Protocol
     work_dir: Path
@@ -53,30 +58,38 @@ class Line:
     watched: dict[str, Watched] = field(default_factory=dict)
     results: dict[str, StageResult] = field(default_factory=dict)
 
-    def context(self, stage: str) -> CellContext:
+    @classmethod
+    def of(cls, protocol: Protocol, work_dir: Path) -> Line:
+        plan = make_plan(protocol, select(protocol, methods=["mim"], seeds=[3]))
+        line = cls(protocol, work_dir, {cell.evaluation or cell.stage: cell for cell in plan})
+        for name in line.cells:
+            line.run(name)
+        return line
+
+    def context(self, name: str) -> CellContext:
         runtime = Runtime(device="cpu", jobs=1, threads=1)
         return CellContext(
-            cell=self.cells[stage], protocol=self.protocol, runtime=runtime, work_dir=self.work_dir
+            cell=self.cells[name], protocol=self.protocol, runtime=runtime, work_dir=self.work_dir
         )
 
-    def run(self, stage: str) -> None:
-        context = self.context(stage)
+    def run(self, name: str) -> None:
+        context = self.context(name)
         watched: list[Watched] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("benchmark.recipe.train", partial(watch, into=watched))
-            result = STAGES[stage](context)
-        self.results[stage] = result
+            result = STAGES[context.cell.stage](context)
+        self.results[name] = result
         if watched:
-            (self.watched[stage],) = watched
+            (self.watched[name],) = watched
         write_cell_record(
             context.cell, context.protocol, context.runtime, context.work_dir, status="done", result=result
         )
 
-    def recipe(self, stage: str) -> Optimisation:
-        return self.protocol.pretraining if stage == "pretrain" else self.protocol.evaluations[stage]
+    def recipe(self, name: str) -> Optimisation:
+        return self.protocol.pretraining if name == "pretrain" else self.protocol.evaluations[name]
 
-    def predictions(self, stage: str) -> dict[str, Any]:
-        with np.load(self.context(stage).folder / PREDICTIONS_NAME, allow_pickle=False) as archive:
+    def predictions(self, name: str) -> dict[str, Any]:
+        with np.load(self.context(name).folder / PREDICTIONS_NAME, allow_pickle=False) as archive:
             return dict(archive)
 
     @property
@@ -108,9 +121,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
         "evaluations.finetune.drop_path=0.6",  # large: leaving it on while predicting would show
         "evaluations.finetune.peak_lr=0.02",
     ]
-    protocol = load_protocol(TINY, overrides=overrides)
-    plan = make_plan(protocol, select(protocol, methods=["mim"], seeds=[3]))
-    line = Line(protocol, tmp_path_factory.mktemp("line"), {cell.stage: cell for cell in plan})
-    for cell in plan:
-        line.run(cell.stage)
-    return line
+    return Line.of(load_protocol(TINY, overrides=overrides), tmp_path_factory.mktemp("line"))
+
+
+@pytest.fixture(scope="session")
+def full_line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """With every field of the evaluation recipes set that can be set together."""
+    return Line.of(load_protocol(FULL), tmp_path_factory.mktemp("full"))

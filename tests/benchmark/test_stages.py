@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from benchmark.augment import AugmentedBatches, MixedBatches, training_transform
 from benchmark.classification import Classification, backbone_of
 from benchmark.plan import make_plan, select
 from benchmark.transforms import color_jitter, normalise, random_flip, random_shift
 from methods.trunk import build_classifier
-from protocols.schema import FineTuning
+from protocols.recipes import FineTuning
 from tokenizers.store import open_store
 
 if TYPE_CHECKING:
@@ -226,3 +228,53 @@ def test_finetuning_predicts_without_augmentation_or_dropped_paths(line: Line) -
     assert len(set(kept["predicted"].tolist())) > 1
     accuracy = 100 * np.mean(expected.numpy() == images.labels)
     assert line.results["finetune"].metrics["top1_percent"].value == pytest.approx(accuracy)
+
+
+def test_the_full_recipe_trains_on_mixed_images_that_were_augmented_one_by_one(full_line: Line) -> None:
+    training = full_line.watched["finetune"].training
+    images = full_line.context("finetune").images("training").first(64)
+    recipe = full_line.protocol.evaluations["finetune"]
+    assert isinstance(recipe, FineTuning)
+    augmented = AugmentedBatches(images, training_transform(recipe, full_line.protocol.data), seed=3)
+    mixed = MixedBatches(augmented, recipe, sample_ids=images.sample_ids, classes=10, micro_batch=16, seed=3)
+    for step in (0, 5):  # of epochs 0 and 1
+        (batch,) = training.data[step]
+        chosen, epoch = training.data.steps.positions(step), step // 4
+        expected = mixed(chosen, epoch)
+        assert torch.equal(batch["inputs"], expected["inputs"])
+        assert torch.equal(batch["labels"], expected["labels"])
+        assert batch["labels"].shape == (16, 10)
+        assert not torch.equal(batch["inputs"], augmented(chosen, epoch)["inputs"])
+
+
+def test_the_full_recipe_smooths_soft_labels(full_line: Line) -> None:
+    training, classifier = full_line.watched["finetune"].training, classifier_of(full_line).eval()
+    (batch,) = training.data[0]
+    with torch.no_grad():
+        nats = -F.log_softmax(classifier(batch["inputs"]), dim=1)
+        expected = (nats * (0.9 * batch["labels"] + 0.1 / 10)).sum(dim=1).mean()
+        loss = training.model.loss(batch)  # type: ignore[operator]
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_full_recipe_predicts_centre_crops(full_line: Line) -> None:
+    data, images = full_line.protocol.data, full_line.context("finetune").images("test")
+    # 28 x 28 at fraction 0.9: resized to 31 (31.1 rounded down), the centre begins at 1.5, which rounds to 2.
+    crops = [
+        np.array(image.convert("RGB").resize((31, 31), Image.Resampling.BICUBIC).crop((2, 2, 30, 30)))
+        for image in images.images()
+    ]
+    inputs = normalise(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), data.mean, data.std)
+    with torch.no_grad():
+        expected = classifier_of(full_line).eval()(inputs).argmax(dim=1)
+    kept = full_line.predictions("finetune")["predicted"]
+    assert kept.tolist() == expected.tolist()
+    assert len(kept) == 203
+
+
+def test_images_of_parts_and_of_transfer_sets(full_line: Line) -> None:
+    context = full_line.context("transfer")
+    assert context.images("training").image_ids[0] == "train/0000000"
+    there = context.images("training", transfer_set="elsewhere")
+    assert (there.image_ids[0], there.image_ids[-1], len(there)) == ("train/0000512", "train/0000611", 100)
+    assert context.images("test", transfer_set="elsewhere").sample_ids.tolist() == list(range(300, 390))
