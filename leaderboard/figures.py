@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from leaderboard.grids import clean, method_name
+from leaderboard.grids import clean, method_label
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH
 from leaderboard.tables import Board
 
@@ -29,6 +29,7 @@ _SETTINGS: Any = {
     "text.parse_math": False,
     "axes.unicode_minus": False,
 }
+_NAMES = ["method", "variant", "tokenizer", "trunk"]
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -66,7 +67,7 @@ def _draw(rows: pd.DataFrame, floors: pd.Series, runs: pd.DataFrame, column: str
     above = list(dict.fromkeys(trunks))
     places = [index + GAP * above.index(trunk) for index, trunk in enumerate(trunks)]
     for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        same = (runs[["method", "tokenizer", "trunk"]] == row[["method", "tokenizer", "trunk"]]).all(axis=1)
+        same = (runs[_NAMES] == row[_NAMES]).all(axis=1)
         seeds = runs[same]["top1_percent"].dropna()
         axes.axhline(place, color=RULE, linewidth=0.6, zorder=0)
         if len(seeds) > 1:
@@ -97,7 +98,7 @@ def _draw_floors(axes: matplotlib.axes.Axes, trunk_at: Mapping[float, str], floo
 
 
 def _label(row: pd.Series, several_trunks: bool) -> str:
-    parts = [method_name(row["method"]), clean(row["tokenizer"])]
+    parts = [method_label(row), clean(row["tokenizer"])]
     return "  ".join([*parts, clean(row["trunk"])] if several_trunks else parts)
 
 

@@ -58,10 +58,7 @@ def score_grid(
             makers.append(
                 (f"{CONFIDENCE:.0%} bound", True, _maker(f"{name}_gain_lower_bound_points", signed))
             )
-    counts = [f"{evaluation.name}_seeds" for evaluation in evaluations]
-    makers.append(
-        ("seeds", True, lambda row: "/".join(dict.fromkeys(integer(row[count]) for count in counts)))
-    )
+    makers.append(("seeds", True, _seeds(evaluations)))
     return _grid(frame, makers)
 
 
@@ -87,7 +84,10 @@ def board_grid(frame: pd.DataFrame, evaluations: Sequence[Evaluation]) -> Grid:
 
 def tokenizer_grid(frame: pd.DataFrame) -> Grid:
     """One row per token store: its codebook, its teacher, the figures of its card."""
-    fixed = {"tokenizer", "standing", "data", "codebook_size", "teacher", "wall_seconds", "cell_id"}
+    fixed = {
+        "tokenizer", "standing", "data", "codebook_size", "teacher", "wall_seconds", "stale_reason",
+        "cell_id",
+    }  # fmt: skip
     cards = [name for name in CARD_METRICS if name in frame] + sorted(set(frame) - fixed - set(CARD_METRICS))
     makers: list[_Maker] = [
         ("tokenizer", False, lambda row: _marked(row["tokenizer"], row["standing"])),
@@ -111,6 +111,28 @@ def modified_grid(frame: pd.DataFrame) -> Grid:
         ("deviations", False, _maker("deviations", text)),
     ]
     return _grid(frame, makers)
+
+
+def stale_grid(frame: pd.DataFrame) -> Grid:
+    """Cells that present code and parents would make anew, and why."""
+    makers: list[_Maker] = [
+        ("cell", False, lambda row: text(row["evaluation"] or row["stage"])),
+        *_name_makers(frame),
+        ("seed", True, _maker("seed", integer)),
+        ("top-1", True, _maker("top1_percent", percent)),
+        ("reason", False, stale_reason),
+    ]
+    return _grid(frame, makers)
+
+
+def stale_reason(row: Any) -> str:
+    """Why a cell is stale, and why it would stand on no board even if it were not."""
+    parts = [row["stale_reason"]]
+    if row["deviations"]:
+        parts.append(f"modified: {row['deviations']}")
+    if row["differing_slices"]:
+        parts.append(f"not as in the current protocol: {row['differing_slices']}")
+    return clean("; ".join(parts))
 
 
 def failure_grid(frame: pd.DataFrame) -> Grid:
@@ -142,10 +164,10 @@ def _maker(column: str, show: Callable[[Any], str]) -> Callable[[Any], str]:
 def _name_makers(frame: pd.DataFrame) -> list[_Maker]:
     """The columns that name a row; a trunk that all rows share is left to the caption."""
     makers: list[_Maker] = [
-        ("method", False, lambda row: method_name(row["method"])),
+        ("method", False, lambda row: text(method_label(row))),
         ("tokenizer", False, _maker("tokenizer", text)),
     ]
-    if frame["trunk"].nunique() > 1:
+    if len({trunk for trunk in frame["trunk"] if trunk}) > 1:
         makers.append(("trunk", False, _maker("trunk", text)))
     return makers
 
@@ -158,13 +180,22 @@ def _mean_and_sd(evaluation: str, plus_minus: str) -> Callable[[Any], str]:
     return show
 
 
+def _seeds(evaluations: Sequence[Evaluation]) -> Callable[[Any], str]:
+    """How many seeds were measured; an evaluation that is not asked of every row counts only where it was."""
+
+    def show(row: Any) -> str:
+        counts = [(row[f"{evaluation.name}_seeds"], evaluation.is_default) for evaluation in evaluations]
+        shown = dict.fromkeys(integer(count) for count, is_default in counts if count or is_default)
+        return "/".join(shown) or "0"
+
+    return show
+
+
 def cell_name(row: Any) -> str:
     """What was done to which row, on one line."""
-    stage = row["evaluation"] if "evaluation" in row else row["stage"]
-    method = method_name(row["method"]) if row["method"] else ""
-    return " ".join(
-        part for part in (clean(stage), method, clean(row["tokenizer"]), clean(row["trunk"])) if part
-    )
+    stage = row.get("evaluation") or row["stage"]
+    parts = (clean(stage), method_label(row), clean(row["tokenizer"]), clean(row["trunk"]))
+    return " ".join(part for part in parts if part)
 
 
 def _marked(name: str, standing: str) -> str:
@@ -178,6 +209,12 @@ def _card_name(metric: str) -> str:
 def method_name(name: str) -> str:
     """The method's name as its paper writes it."""
     return DISPLAY_NAMES.get(name, clean(name))
+
+
+def method_label(row: Any) -> str:
+    """The row's method, and what a view tries in place of the protocol's: `MaPeT, cutting point 30`."""
+    name = method_name(row["method"])
+    return f"{name}, {clean(row['variant'].replace('_', ' '))}" if row["variant"] else name
 
 
 def clean(value: str) -> str:

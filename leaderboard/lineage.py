@@ -7,7 +7,7 @@ from typing import Literal
 
 from leaderboard.record import Record
 
-Standing = Literal["board", "modified", "other version", "superseded"]
+Standing = Literal["board", "stale", "modified", "other version", "superseded"]
 TOKENISE, PRETRAIN, LINEAR_PROBE = "tokenise", "pretrain", "linear-probe"
 SCRATCH = "scratch"
 
@@ -59,19 +59,23 @@ class Lineage:
         stated = (deviation for one in unclean for deviation in one.compliance.deviations)
         return tuple(dict.fromkeys(stated)) or tuple(dict.fromkeys(one.compliance.status for one in unclean))
 
-    def is_outdated(self, record: Record) -> bool:
-        """True if a parent was made anew after `record` was measured on its older files."""
-        known = ((self._by_id.get(cell_id), digest) for cell_id, digest in record.parents.items())
-        return any(
-            parent is not None and parent.status == "done" and parent.artefact_digest != digest
-            for parent, digest in known
-        )
+
+def standing_of(*, is_stale: bool, is_modified: bool, is_other: bool) -> Standing:
+    """Where a cell stands: one that present code did not make is on no board, whatever else it is."""
+    if is_stale:
+        return "stale"
+    return "modified" if is_modified else "other version" if is_other else "board"
 
 
 def evaluation_name(record: Record) -> str:
     """The protocol's name of the evaluation that `record` is; the stage where its slices name none."""
-    names = [name.partition(":")[2] for name in record.protocol.slices if name.startswith("evaluation:")]
-    return names[0] if len(names) == 1 else record.stage
+    names = [without_trunk(name) for name in record.protocol.slices if name.startswith("evaluation:")]
+    return names[0].partition(":")[2] if len(names) == 1 else record.stage
+
+
+def without_trunk(slice_name: str) -> str:
+    """KIND:NAME of a slice that is called KIND:NAME, or KIND:NAME@TRUNK where its values differ by trunk."""
+    return slice_name.partition("@")[0]
 
 
 def ended(record: Record) -> tuple[str, str]:
@@ -91,10 +95,11 @@ def harness_version(record: Record) -> str:
 
 def with_plugins(slices: Mapping[str, str], lineage: Lineage, records: Iterable[Record]) -> dict[str, str]:
     """`slices` and those of plug-in methods and tokenizers, which no protocol lists: the newest of each."""
+    listed = {without_trunk(name) for name in slices}
     extended: dict[str, str] = {}
     for record in sorted(records, key=ended):
         if lineage.deviations(record) is None:
             for name, digest in lineage.slices(record).items():
-                if name.startswith(("method:", "tokenizer:")):
+                if name.startswith(("method:", "tokenizer:")) and without_trunk(name) not in listed:
                     extended[name] = digest
     return extended | dict(slices)

@@ -16,13 +16,21 @@ TOKENIZER_NOTE = (
 )
 
 
-def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]:
-    """The notes for `runs`, of all standings; `outdated` are those whose parent was made anew since."""
+STALE_NOTE = (
+    "Made by code, or from a parent, that has changed since: in no row, gain or floor of the board. The "
+    "command that made these cells makes them anew if --redo-stale is added to it."
+)
+
+
+def board_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The notes for `runs`, of all standings."""
     shown = [run for run in runs if run.standing == "board"]
     done = [run for run in shown if run.top1_percent is not None]
     notes = ["Rows stand in the protocol's order, not by score. There are no ranks."]
+    stale = sum(run.standing == "stale" and run.top1_percent is not None for run in runs)
+    apart = f"{stale} {'measurement is' if stale == 1 else 'measurements are'} stale, and shown apart."
     if not done:
-        return (*notes, "Nothing has been measured yet.")
+        return (*notes, apart if stale else "Nothing has been measured yet.")
     notes += _images_and_seeds(done)
     notes += _teachers(done)
     if any(run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH for run in done):
@@ -40,11 +48,8 @@ def board_notes(runs: Sequence[Run], outdated: Sequence[Run]) -> tuple[str, ...]
             "Not shown, because the same row was pre-trained again later with other hyperparameters of the "
             f"method: {_listed(superseded)}."
         )
-    if outdated:
-        notes.append(
-            "Measured on an earlier version of a parent cell; delete these cells' folders and run again: "
-            f"{_listed(run.record.cell_id for run in outdated)}."
-        )
+    if stale:
+        notes.append(apart)
     return tuple(notes)
 
 

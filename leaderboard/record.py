@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
-from protocols.schema import Frozen, NonNegativeFloat, NonNegativeInt, PositiveInt, digest_of
+from protocols.frozen import Frozen, NonNegativeFloat, NonNegativeInt, PositiveInt, digest_of
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "record.json"

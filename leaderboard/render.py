@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import textwrap
@@ -28,9 +29,12 @@ from leaderboard.grids import (
     modified_grid,
     percent,
     score_grid,
+    stale_grid,
+    stale_reason,
     tokenizer_grid,
 )
-from leaderboard.notes import TOKENIZER_NOTE
+from leaderboard.lineage import LINEAR_PROBE
+from leaderboard.notes import STALE_NOTE, TOKENIZER_NOTE
 from leaderboard.tables import Board, Evaluation, OtherBoard
 
 # Under this the numbers of one table no longer fit side by side; a narrower terminal scrolls.
@@ -83,6 +87,10 @@ def to_terminal(board: Board, *, width: int) -> str:
         for start in range(0, len(grid.rows), TOKENIZERS_PER_TABLE):
             _show(console, _transposed(Grid(grid.columns, grid.rows[start : start + TOKENIZERS_PER_TABLE])))
         console.print(Text(TOKENIZER_NOTE))
+    if len(board.stale):
+        _heading(console, "Stale")
+        console.print(Text(STALE_NOTE))
+        _stale_cells(console, board.stale)
     if len(board.modified):
         _heading(console, "Modified, not comparable")
         for _, row in board.modified.iterrows():
@@ -113,6 +121,17 @@ def _heading(console: Console, title: str) -> None:
     console.print(Text("=" * min(len(title), console.width)))
 
 
+def _stale_cells(console: Console, frame: pd.DataFrame) -> None:
+    """What was measured on one pre-training is stale for one reason, which is said once below all of it."""
+    lines = (row for _, row in frame.iterrows())
+    for reason, rows in itertools.groupby(lines, key=stale_reason):
+        for row in rows:
+            seed = "" if pd.isna(row["seed"]) else f", seed {integer(row['seed'])}"
+            top1 = "" if pd.isna(row["top1_percent"]) else f": top-1 {percent(row['top1_percent'])}"
+            console.print(Text(f"{cell_name(row)}{seed}{top1}"))
+        _unbroken(console, reason)
+
+
 def _unbroken(console: Console, text: str) -> None:
     """Indented below its cell; a setting or a path that is cut in two can be neither read nor copied."""
     for line in textwrap.wrap(clean(text), console.width - 2, break_long_words=False, break_on_hyphens=False):
@@ -127,11 +146,25 @@ def _by_trunk(
     for part in parts:
         if len(parts) > 1:
             console.print(Text(f"{clean(part['trunk'].iloc[0])}:"))
-        for start in range(0, len(evaluations), SCORES_PER_TABLE):
-            chosen = evaluations[start : start + SCORES_PER_TABLE]
+        measured = [one for one in evaluations if one.is_default or part[f"{one.name}_seeds"].any()]
+        for chosen in _score_tables(measured):
             _show(console, score_grid(part, chosen, plus_minus=ASCII_PLUS_MINUS))
         if with_costs:
             _show(console, cost_grid(part))
+
+
+def _score_tables(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Evaluations side by side as far as 80 columns allow: one probe, with its gain and bound, a table."""
+    tables: list[list[Evaluation]] = []
+    for evaluation in evaluations:
+        is_probe = evaluation.stage == LINEAR_PROBE
+        last = tables[-1] if tables else []
+        has_probe = any(one.stage == LINEAR_PROBE for one in last)
+        if not last or len(last) == SCORES_PER_TABLE or (is_probe and has_probe):
+            tables.append([evaluation])
+        else:
+            last.append(evaluation)
+    return tables
 
 
 def _show(console: Console, grid: Grid) -> None:
@@ -168,6 +201,8 @@ def to_markdown(board: Board) -> str:
             _markdown_table(tokenizer_grid(board.tokenizers)),
             _escaped(TOKENIZER_NOTE),
         ]
+    if len(board.stale):
+        parts += ["## Stale", _escaped(STALE_NOTE), _markdown_table(stale_grid(board.stale))]
     if len(board.modified):
         parts += ["## Modified, not comparable", _markdown_table(modified_grid(board.modified))]
     if board.others:
@@ -239,7 +274,7 @@ def _inert(value: object) -> object:
 
 
 def to_json(board: Board) -> str:
-    """Rows, runs, tokenizers and failures as one JSON object; null where a number is missing."""
+    """Rows, runs, tokenizers, stale cells and failures as one JSON object; null where a number is missing."""
 
     def lines(frame: pd.DataFrame) -> list[dict[str, object]]:
         plain = frame.astype(object).where(frame.notna(), None)
@@ -253,6 +288,7 @@ def to_json(board: Board) -> str:
         "rows": lines(board.rows),
         "runs": lines(board.runs),
         "tokenizers": lines(board.tokenizers),
+        "stale": lines(board.stale),
         "other_versions": [
             {
                 "versions": list(other.versions),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from leaderboard.page import to_html
 from leaderboard.predictions import predictions_loader
 from leaderboard.record import read_records
 from leaderboard.render import to_csv, to_json, to_markdown, to_terminal
+from leaderboard.settings import Settings
 from leaderboard.tables import METHODS, Board, build_board
 from protocols.files import write_atomically
 from protocols.schema import Protocol
@@ -29,14 +31,20 @@ class Report:
 
 
 def write_report(
-    work_dir: Path, protocol: Protocol, *, out_dir: Path | None = None, width: int | None = None
+    work_dir: Path,
+    protocol: Protocol,
+    *,
+    sources: Mapping[str, str] | None = None,
+    out_dir: Path | None = None,
+    width: int | None = None,
 ) -> Report:
     """Write the board of `protocol` under WORK_DIR/PROTOCOL/leaderboard, or `out_dir`.
 
-    The files' bytes depend on the records and the protocol alone. `width` is that of the terminal text
-    in characters, by default the terminal's. Raises HarnessError for a damaged record or predictions.
+    The files' bytes depend on the records, the protocol and `sources` alone: what the last are,
+    `build_board` says. `width` is that of the terminal text in characters, by default the terminal's.
+    Raises HarnessError for a damaged record or predictions.
     """
-    board = read_board(work_dir, protocol)
+    board = read_board(work_dir, protocol, sources=sources)
     figure = probe_figure(board)
     texts = {
         "index.html": to_html(board, protocol, figure=figure),
@@ -59,17 +67,19 @@ def write_report(
     )
 
 
-def read_board(work_dir: Path, protocol: Protocol) -> Board:
+def read_board(work_dir: Path, protocol: Protocol, *, sources: Mapping[str, str] | None = None) -> Board:
     """The board of the records under WORK_DIR/PROTOCOL, in the protocol's order. Writes nothing."""
     defaults = protocol.defaults
     return build_board(
         read_records(work_dir, protocol.name),
         predictions_loader(work_dir / protocol.name / "cells"),
         slices=protocol.slices,
-        hyperparameters=protocol.methods,
+        settings=Settings.of(protocol),
+        sources=sources,
         title=f"{protocol.name}, version {protocol.version}",
         methods=METHODS,
         tokenizers=defaults.tokenizers,
         trunks=defaults.trunks,
-        evaluations=defaults.evaluations,
+        evaluations=protocol.names("evaluations"),
+        default_evaluations=defaults.evaluations,
     )

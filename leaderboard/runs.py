@@ -15,24 +15,33 @@ from leaderboard.lineage import (
     Standing,
     ended,
     evaluation_name,
+    standing_of,
 )
 from leaderboard.predictions import PredictionsLoader, paired_correct
 from leaderboard.record import Record
+from leaderboard.settings import Settings
 from leaderboard.statistics import paired_bootstrap_lower_bound
-from protocols.schema import digest_of
+from protocols.frozen import digest_of
 
 
 class RowKey(NamedTuple):
-    """What makes a row of a board; `tokenizer` is empty for a method that needs none."""
+    """What makes a row of a board; `tokenizer` is empty for a method that needs none.
+
+    `variant` is empty for the protocol's own setting of the method, else what a view tries in its place.
+    """
 
     trunk: str
     tokenizer: str
     method: str
+    variant: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One cell of a row. Gain and bound are in percentage points, of a linear probe alone."""
+    """One cell of a row. Gain and bound are in percentage points, of a linear probe alone.
+
+    `stale` says why the cell, or one that it was made from, no longer stands for the present code.
+    """
 
     record: Record
     key: RowKey
@@ -40,6 +49,7 @@ class Run:
     standing: Standing
     differing: Mapping[str, str]
     deviations: tuple[str, ...]
+    stale: tuple[str, ...]
     pretraining: Record | None
     tokenising: Record | None
     gain_points: float | None = None
@@ -63,11 +73,15 @@ def collect_runs(
     predictions: PredictionsLoader,
     *,
     slices: Mapping[str, str],
-    hyperparameters: Mapping[str, Mapping[str, Any]],
+    settings: Settings,
+    stale: Mapping[str, tuple[str, ...]],
 ) -> list[Run]:
-    """Every pre-training and evaluation cell among `records`, with its standing and its gain."""
+    """Every pre-training and evaluation cell among `records`, with its standing and its gain.
+
+    `stale` is what `leaderboard.staleness.stale_reasons` says of the records.
+    """
     runs = [
-        _run(record, lineage, slices, hyperparameters)
+        _run(record, lineage, slices, settings, stale)
         for record in records
         if record.method and record.stage != TOKENISE
     ]
@@ -78,33 +92,42 @@ def _run(
     record: Record,
     lineage: Lineage,
     slices: Mapping[str, str],
-    hyperparameters: Mapping[str, Mapping[str, Any]],
+    settings: Settings,
+    stale: Mapping[str, tuple[str, ...]],
 ) -> Run:
     assert record.method is not None
     deviations = lineage.deviations(record)
     differs = lineage.differing(record, slices)
-    method = record.method.name
+    method, trunk = record.method.name, record.trunk or ""
+    tokenizer = record.tokenizer.name if record.tokenizer else ""
     pretraining = record if record.stage == PRETRAIN else lineage.ancestor(record, PRETRAIN)
-    used = _hyperparameters(pretraining)
     # Cells name no slice of their method: what it was set to stands in the pre-training's own values.
-    if used and any(used.get(name) != value for name, value in hyperparameters.get(method, {}).items()):
+    used = _hyperparameters(pretraining)
+    variant = settings.variant(method=method, tokenizer=tokenizer, trunk=trunk, used=used)
+    if variant is None:
         differs[f"method:{method}"] = digest_of(used)
-    standing: Standing = "modified" if deviations is not None else "other version" if differs else "board"
-    is_pretraining = record.stage == PRETRAIN
+    reasons = _stale_reasons(record, lineage, stale)
     return Run(
         record=record,
-        key=RowKey(
-            trunk=record.trunk or "",
-            tokenizer=record.tokenizer.name if record.tokenizer else "",
-            method=method,
+        key=RowKey(trunk=trunk, tokenizer=tokenizer, method=method, variant=variant or ""),
+        evaluation="" if record.stage == PRETRAIN else evaluation_name(record),
+        standing=standing_of(
+            is_stale=bool(reasons), is_modified=deviations is not None, is_other=bool(differs)
         ),
-        evaluation="" if is_pretraining else evaluation_name(record),
-        standing=standing,
         differing=differs,
         deviations=deviations or (),
+        stale=reasons,
         pretraining=pretraining,
         tokenising=lineage.ancestor(record, TOKENISE),
     )
+
+
+def _stale_reasons(record: Record, lineage: Lineage, stale: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Of the record, or, as one that is not done is never stale itself, of what it was to be made from."""
+    if record.cell_id in stale:
+        return stale[record.cell_id]
+    behind = (reason for one in lineage.ancestors(record) for reason in stale.get(one.cell_id, ()))
+    return tuple(dict.fromkeys(behind))
 
 
 def version_of(run: Run) -> tuple[tuple[str, str], ...]:
@@ -124,7 +147,7 @@ def _without_superseded(runs: Sequence[Run], lineage: Lineage) -> list[Run]:
     """
     places: dict[object, list[Run]] = {}
     for run in runs:
-        if run.standing != "modified":
+        if run.standing not in ("modified", "stale"):
             places.setdefault((run.standing, version_of(run), run.key), []).append(run)
     older: set[str] = set()
     for sharing in places.values():
@@ -152,7 +175,7 @@ def _with_gain(run: Run, runs: Sequence[Run], lineage: Lineage, predictions: Pre
         run.record.stage != LINEAR_PROBE
         or run.key.method == SCRATCH
         or top1 is None
-        or run.standing == "modified"
+        or run.standing in ("modified", "stale")
     ):
         return run
     floor = _random_trunk(run, runs, lineage)
@@ -174,11 +197,11 @@ def _random_trunk(run: Run, runs: Sequence[Run], lineage: Lineage) -> Run | None
             run.key.trunk,
             run.record.seed,
         )
-        if not alike or other.key.method != SCRATCH or other.top1_percent is None:
+        if not alike or other.key.method != SCRATCH or other.top1_percent is None or other.stale:
             return False
         its = lineage.slices(other.record)
         return not other.deviations and all(
-            mine.get(name) == digest for name, digest in its.items() if name != f"method:{SCRATCH}"
+            mine.get(name) == digest for name, digest in its.items() if not name.startswith("method:")
         )
 
     return max(filter(is_floor, runs), key=lambda other: ended(other.record), default=None)

@@ -1,5 +1,7 @@
 """From records to the board: data frames, one row per method, tokenizer and trunk, and what stands apart.
 
+A row is also split by variant: the values of a method's own that a view of the protocol tries.
+
 Rows keep the protocol's order. Nothing is sorted by score and nothing gets a rank: the notes under the
 board say what the numbers support.
 """
@@ -12,12 +14,14 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboard.frames import Order, failures_frame, runs_frame, tokenizers_frame, typed
+from leaderboard.frames import Order, failures_frame, runs_frame, stale_frame, tokenizers_frame, typed
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH, Lineage, ended, with_plugins
 from leaderboard.notes import board_notes
 from leaderboard.predictions import PredictionsLoader
 from leaderboard.record import Record
 from leaderboard.runs import RowKey, Run, collect_runs, version_of
+from leaderboard.settings import Settings
+from leaderboard.staleness import stale_reasons
 from leaderboard.statistics import mean_and_sd
 
 METHODS = ("mim", "pim", "mapet", "beit", "cae")
@@ -26,10 +30,15 @@ EVALUATIONS = ("finetune", "linear-probe")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One evaluation of the board; its columns in the frames start with `name`."""
+    """One evaluation of the board; its columns in the frames start with `name`.
+
+    `is_default`: the protocol asks it of every row. It has a column though nothing was measured, and
+    it alone counts in what a row costs in total.
+    """
 
     name: str
     stage: str
+    is_default: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,8 @@ class Provenance:
 class Board:
     """`rows` is the board; `runs` has one line per evaluation cell, whatever its standing.
 
+    `stale` has one line per cell, of any stage, that present code and parents would make anew.
+
     Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
     a multiply-add counts two. A value that is missing is NaN or None.
     """
@@ -64,6 +75,7 @@ class Board:
     rows: pd.DataFrame
     runs: pd.DataFrame
     tokenizers: pd.DataFrame
+    stale: pd.DataFrame
     failures: pd.DataFrame
     others: tuple[OtherBoard, ...]
     evaluations: tuple[Evaluation, ...]
@@ -81,43 +93,59 @@ def build_board(
     predictions: PredictionsLoader,
     *,
     slices: Mapping[str, str],
-    hyperparameters: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Settings | None = None,
+    sources: Mapping[str, str] | None = None,
     title: str = "",
     methods: Sequence[str] = METHODS,
     tokenizers: Sequence[str] = (),
     trunks: Sequence[str] = (),
     evaluations: Sequence[str] = EVALUATIONS,
+    default_evaluations: Sequence[str] | None = None,
 ) -> Board:
     """The board of `records` under the current protocol's `slices` (name -> digest).
 
-    `hyperparameters` are those that the protocol sets, by method: pre-trainings with others stand apart.
-    `predictions` gives a record's predictions, or None. The names give the order: trunks, in each the
-    random trunk first, then tokenizers, then methods; names that are not given follow alphabetically.
+    `settings` are the methods' hyperparameters that the protocol sets and tries: pre-trainings with others
+    stand apart. `sources` maps `method:NAME` and `tokenizer:NAME` to digests of the present code: what
+    other code made is stale; what it lacks is not judged. `predictions` gives a record's predictions, or
+    None. The names give the order: trunks, in each the random trunk first, then tokenizers, then methods;
+    names that are not given follow alphabetically. `default_evaluations` are asked of every row: all of
+    `evaluations` unless given.
     Raises HarnessError if predictions are damaged or two probes were not measured on the same images.
     """
     records = sorted(records, key=lambda record: record.cell_id)
     lineage = Lineage(records)
     current = with_plugins(slices, lineage, records)
-    order = Order(methods=methods, tokenizers=tokenizers, trunks=trunks, evaluations=evaluations)
+    settings = settings or Settings()
+    order = Order(
+        methods=methods,
+        tokenizers=tokenizers,
+        trunks=trunks,
+        evaluations=evaluations,
+        variants=settings.variants,
+    )
+    stale = stale_reasons(records, sources or {})
     runs = sorted(
-        collect_runs(records, lineage, predictions, slices=current, hyperparameters=hyperparameters or {}),
+        collect_runs(records, lineage, predictions, slices=current, settings=settings, stale=stale),
         key=order.of_run,
     )
+    variants = {run.record.cell_id: run.key.variant for run in runs}
+    defaults = evaluations if default_evaluations is None else default_evaluations
     stages = {run.evaluation: run.record.stage for run in runs if run.is_evaluation}
     shown = tuple(
-        Evaluation(name=name, stage=stages.get(name, name))
-        for name in sorted({*stages, *evaluations}, key=order.of_evaluation)
+        Evaluation(name=name, stage=stages.get(name, name), is_default=name in defaults)
+        for name in sorted({*stages, *defaults}, key=order.of_evaluation)
     )
     on_board = [run for run in runs if run.standing == "board"]
     return Board(
         title=title,
         rows=_summary(on_board, shown),
         runs=runs_frame([run for run in runs if run.is_evaluation]),
-        tokenizers=tokenizers_frame(records, lineage, current, order),
-        failures=failures_frame(records, lineage),
+        tokenizers=tokenizers_frame(records, lineage, current, stale, order),
+        stale=stale_frame(records, runs, lineage, current, stale, order),
+        failures=failures_frame(records, lineage, variants),
         others=_others(runs, shown),
         evaluations=shown,
-        notes=board_notes(runs, [run for run in on_board if lineage.is_outdated(run.record)]),
+        notes=board_notes(runs),
         provenance=_provenance(records),
     )
 
@@ -131,7 +159,12 @@ def _summary(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> pd.DataF
 
 
 def _summary_row(key: RowKey, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": key.method, "tokenizer": key.tokenizer, "trunk": key.trunk}
+    row: dict[str, Any] = {
+        "method": key.method,
+        "variant": key.variant,
+        "tokenizer": key.tokenizer,
+        "trunk": key.trunk,
+    }
     for evaluation in evaluations:
         done = [run for run in runs if run.evaluation == evaluation.name and run.top1_percent is not None]
         tops = [run.top1_percent for run in done if run.top1_percent is not None]
@@ -178,12 +211,14 @@ def _costs(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, 
 
 
 def _row_wall_seconds(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> float | None:
-    """Seconds of one seed's tokenising, pre-training and evaluations together; None unless all are done."""
-    done = {run.evaluation for run in runs if run.top1_percent is not None}
-    if any(evaluation.name not in done for evaluation in evaluations):
+    """Seconds of one seed's tokenising, pre-training and default evaluations; None unless all are done."""
+    counted = {evaluation.name for evaluation in evaluations if evaluation.is_default}
+    if counted - {run.evaluation for run in runs if run.top1_percent is not None}:
         return None
     cells: dict[str, Record] = {}
     for run in runs:
+        if run.is_evaluation and run.evaluation not in counted:
+            continue
         made_from = [] if run.key.method == SCRATCH else [run.pretraining, run.tokenising]
         for record in (run.record, *made_from):
             if record is None or record.status != "done":

@@ -29,7 +29,13 @@ from protocols.files import sha256_of_file
 from protocols.schema import Protocol
 
 IMAGES = 200
-SECONDS = {"tokenise": 10.0, "pretrain": 100.0, "finetune": 40.0, "linear-probe": 20.0}
+SECONDS = {
+    "tokenise": 10.0,
+    "pretrain": 100.0,
+    "finetune": 40.0,
+    "linear-probe": 20.0,
+    "token-classification": 5.0,
+}
 
 
 def make_protocol() -> Protocol:
@@ -88,16 +94,24 @@ class Campaign:
         precision: str = "fp32",
         device: str = "cpu",
         commit: str = "abc123",
+        evaluation: str | None = None,
+        source: str = "s",
+        artefacts: dict[str, str] | None = None,
     ) -> Record:
-        """One cell; with `correct`, so many of the 200 test images are right, the first ones."""
+        """One cell; with `correct`, so many of the 200 test images are right, the first ones.
+
+        `evaluation` is the protocol's name where it is not the stage's; `source` the digest of the code.
+        """
         names = ["data"]
         names += [f"trunk:{trunk}"] if method else []
         names += [f"tokenizer:{tokenizer}"] if stage == "tokenise" else []
         names += ["pretraining"] if stage == "pretrain" else []
-        names += [f"evaluation:{stage}"] if stage in self.protocol.evaluations else []
+        name = evaluation or stage
+        if name in self.protocol.names("evaluations"):
+            names.append(f"evaluation:{self.protocol.evaluation_key(name, trunk)}")
         current = self.protocol.slices
         digests = {name: current.get(name, "plug-in") for name in names} | (slices or {})
-        artefacts = {}
+        artefacts = dict(artefacts or {})
         metrics = dict(metrics or {})
         if correct is not None and status == "done":
             artefacts[PREDICTIONS_NAME] = self._predictions(cell_id, correct, shuffle)
@@ -111,8 +125,10 @@ class Campaign:
                 "hyperparameters": hyperparameters or {},
             },
             compliance=Compliance(status="modified" if deviations else "clean", deviations=deviations),
-            method=MethodUse(name=method, source_digest="s") if method else None,
-            tokenizer=TokenizerUse(name=tokenizer, digest="t", teacher="none") if tokenizer else None,
+            method=MethodUse(name=method, source_digest=source) if method else None,
+            tokenizer=TokenizerUse(name=tokenizer, digest="t", source_digest=source, teacher="none")
+            if tokenizer
+            else None,
             trunk=trunk if method else None,
             data_set=DataUse(name="shapes", part="test", n=IMAGES, digest="d"),
             seed=seed,
