@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Entry script: python run_benchmark.py --protocol mini --methods all."""
 
 import sys

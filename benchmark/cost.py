@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from methods import method_spec
 from methods.specs import Pass, Work
 from protocols.hyperparameters import Value
+from protocols.recipes import FineTuning, LinearProbe, TokenClassification
 from protocols.schema import TrunkSpec
 
 CHANNELS = 3
@@ -43,6 +44,26 @@ def forward_flops(trunk: TrunkSpec) -> float:
         mlp_ratio=trunk.mlp_ratio,
     )
     return embedding_flops(trunk) + block_flops(full)
+
+
+def evaluation_flops(recipe: FineTuning | LinearProbe, trunk: TrunkSpec) -> float:
+    """FLOPs of training under an evaluation's recipe; heads and the evaluated images are left out.
+
+    A probe without augmentation passes each labelled image through the trunk once.
+    """
+    seen = recipe.labelled_images // recipe.global_batch * recipe.global_batch * recipe.epochs
+    if isinstance(recipe, FineTuning):
+        return 3 * forward_flops(trunk) * seen
+    is_augmented = recipe.resized_crop_scale is not None or bool(recipe.horizontal_flip)
+    return forward_flops(trunk) * (seen if is_augmented else recipe.labelled_images)
+
+
+def token_classification_flops(recipe: TokenClassification, trunk: TrunkSpec) -> float:
+    """FLOPs of training on learned embeddings of the tokens, which cost no products; heads left out."""
+    seen = recipe.labelled_images // recipe.global_batch * recipe.global_batch * recipe.epochs
+    if recipe.width is not None and recipe.hidden_width is not None:
+        return 3.0 * 2 * trunk.patches * recipe.width * recipe.hidden_width * seen
+    return 3 * (forward_flops(trunk) - embedding_flops(trunk)) * seen
 
 
 def training_flops(

@@ -21,6 +21,7 @@ from protocols.geometry import square_crop_box
 from protocols.schema import Part
 
 EMBEDDED = Path(__file__).parent / "embedded"
+_IN_CHECKOUT = "benchmark/embedded/fashion_mnist_12k.npz"
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
@@ -113,11 +114,12 @@ def _fashion_file() -> dict[str, npt.NDArray[np.uint8]]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise HarnessError(
-            f"{path.name} is missing from the checkout; restore it with git checkout"
+            f"{path.name} is missing from the checkout; restore it with git checkout {_IN_CHECKOUT}"
         ) from None
     if hashlib.sha256(content).hexdigest() != FASHION_SHA256:
         raise HarnessError(
-            f"{path.name} is not the embedded file (SHA-256 differs); restore it with git checkout"
+            f"{path.name} is not the embedded file (SHA-256 differs); restore it with "
+            f"git checkout {_IN_CHECKOUT}"
         )
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}

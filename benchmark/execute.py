@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -74,14 +74,16 @@ def execute(
     *,
     display: Display,
     redo_failed: bool = False,
+    redo: Collection[str] = (),
 ) -> list[Record]:
     """Run what is not done yet; returns one record for every cell of the plan, in its order.
 
-    Raises Stopped after ending its children when a signal arrives, and HarnessError if the work dir
-    cannot be used or another run is using it.
+    `redo` holds ids of cells to run again from their start though they are recorded or begun: the stale
+    ones, if they are to be redone. Raises Stopped after ending its children when a signal arrives, and
+    HarnessError if the work dir cannot be used or another run is using it.
     """
     with _exclusive(work_dir / protocol.name), _signals():
-        return _Execution(plan, protocol, runtime, work_dir, display, redo_failed).run()
+        return _Execution(plan, protocol, runtime, work_dir, display, redo_failed, redo).run()
 
 
 class _Execution:
@@ -93,8 +95,10 @@ class _Execution:
         work_dir: Path,
         display: Display,
         redo_failed: bool,
+        redo: Collection[str],
     ) -> None:
         self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
+        self.redo = frozenset(redo)
         self.display = display
         self.records: dict[str, Record] = {}
         self.starts: dict[str, int] = {}
@@ -110,7 +114,7 @@ class _Execution:
             settled = record is not None and (
                 record.status == "done" or (record.status == "failed" and not redo_failed)
             )
-            if record is not None and settled:
+            if record is not None and settled and cell.id not in self.redo:
                 self.records[cell.id] = record
 
     def run(self) -> list[Record]:
@@ -135,7 +139,14 @@ class _Execution:
             self.live.append(_Running(cell, self._spawn(cell, slot), slot))
 
     def _spawn(self, cell: Cell, slot: int) -> ForkServerProcess:
-        job = Job(cell=cell, protocol=self.protocol, runtime=self.runtime, work_dir=self.work_dir, slot=slot)
+        job = Job(
+            cell=cell,
+            protocol=self.protocol,
+            runtime=self.runtime,
+            work_dir=self.work_dir,
+            slot=slot,
+            redo_stale=cell.id in self.redo,
+        )
         process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
         try:
             process.start()

@@ -12,13 +12,17 @@ from protocols.schema import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A cell and where to run it. `slot` numbers the GPU of a machine with several."""
+    """A cell and where to run it. `slot` numbers the GPU of a machine with several.
+
+    `redo_stale` drops checkpoints that come from other code of the cell's method.
+    """
 
     cell: Cell
     protocol: Protocol
     runtime: Runtime
     work_dir: Path
     slot: int
+    redo_stale: bool = False
 
 
 def run_in_child(job: Job) -> None:

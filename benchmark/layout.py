@@ -1,14 +1,50 @@
-"""Names on disk under a work dir."""
+"""Names on disk under a work dir, and whether a folder can be one."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from protocols.errors import HarnessError
 
 ATTEMPTS_NAME = "attempts.jsonl"
 LOG_NAME = "log"
 METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+SOURCE_NAME = "source"  # in the checkpoints' folder: the digest of the method's code that they come from
 
 
 def cell_folder(work_dir: Path, protocol: str, cell_id: str) -> Path:
     """WORK_DIR/PROTOCOL/cells/CELL_ID."""
     return work_dir / protocol / "cells" / cell_id
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """HarnessError unless `work_dir` can be made, or is a folder of ours that can be written to.
+
+    A folder with other things in it is refused: results would be scattered among them.
+    """
+    holder = work_dir
+    while not holder.exists() and holder != holder.parent:
+        holder = holder.parent
+    if not holder.is_dir():
+        raise HarnessError(
+            f"work dir {work_dir} cannot be used: {holder} is not a folder; give another with --work-dir"
+        )
+    if not os.access(holder, os.W_OK | os.X_OK):
+        raise HarnessError(
+            f"work dir {work_dir} cannot be used: no permission to write to {holder}; give another with "
+            "--work-dir"
+        )
+    if not work_dir.exists():
+        return
+    entries = sorted(path.name for path in work_dir.iterdir())
+    is_ours = any(
+        name == "tokens" or (work_dir / name / "cells").is_dir() or (work_dir / name / ".lock").is_file()
+        for name in entries
+    )
+    if entries and not is_ours:
+        raise HarnessError(
+            f"work dir {work_dir} holds other things ({', '.join(entries[:3])}) and no results of this "
+            "harness; give a new or an empty folder with --work-dir"
+        )

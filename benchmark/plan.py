@@ -6,35 +6,52 @@ slices it uses, its method's hyperparameters, its seed and its parents' ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
-from benchmark.cost import forward_flops, training_flops
+from benchmark.cost import evaluation_flops, token_classification_flops, training_flops
 from methods import list_methods, method_spec
 from protocols.errors import HarnessError, unknown
-from protocols.schema import FineTuning, Protocol, TrunkSpec, digest_of
-from tokenizers import tokenizer_spec
+from protocols.frozen import digest_of
+from protocols.recipes import TokenClassification
+from protocols.schema import Protocol, TrunkSpec, ViewCells
+from tokenizers import list_tokenizers, tokenizer_spec
 
-Stage = Literal["tokenise", "pretrain", "finetune", "linear-probe"]
+Stage = Literal["tokenise", "pretrain", "finetune", "linear-probe", "token-classification"]
+STAGES: tuple[Stage, ...] = ("tokenise", "pretrain", "finetune", "linear-probe", "token-classification")
+PRETRAINING_PART = "pretraining"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which rows to run; every name in its canonical spelling, known to the protocol."""
+    """Which cells to run; every name in its canonical spelling, known to the protocol.
+
+    `narrowed` holds the options that name something of their own: cells of views are taken only if
+    they fit those. Without views every combination of what is named is taken.
+    """
 
     methods: tuple[str, ...]
     tokenizers: tuple[str, ...]
     trunks: tuple[str, ...]
     evaluations: tuple[str, ...]
     seeds: tuple[int, ...]
+    views: tuple[str, ...] = ()
+    narrowed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One stage of one row. `slices` maps slice names to digests, `resolved` to their values."""
+    """One stage of one row. `slices` maps slice names to digests.
+
+    `part` is the part of the data whose tokens a tokenising cell makes with a tokenizer that its
+    parent fitted; None for the pre-training images. `views` names the tables that need the cell.
+    `is_modified` cells have values that the protocol without --set gives to none of its cells.
+    """
 
     stage: Stage
+    part: str | None = None
     method: str | None = None
     tokenizer: str | None = None
     trunk: str | None = None
@@ -44,6 +61,8 @@ class Cell:
     hyperparameters: tuple[tuple[str, Any], ...] = ()
     parents: tuple[str, ...] = ()
     train_flops: float = 0.0
+    views: tuple[str, ...] = ()
+    is_modified: bool = False
 
     @property
     def id(self) -> str:
@@ -56,15 +75,17 @@ class Cell:
             "hyperparameters": dict(self.hyperparameters),
             "parents": list(self.parents),
         }
+        if self.part is not None:
+            identity["part"] = self.part
         seed = None if self.seed is None else f"s{self.seed}"
         name = self.evaluation or self.stage
-        parts = [part for part in (name, self.method, self.tokenizer, self.trunk, seed) if part]
+        parts = [part for part in (name, self.method, self.tokenizer, self.trunk, self.part, seed) if part]
         return "-".join([*parts, digest_of(identity)[:12]])
 
     @property
     def row(self) -> str:
         """What a person calls it: method/tokenizer/trunk, and the seed."""
-        parts = [part for part in (self.method, self.tokenizer, self.trunk) if part]
+        parts = [part for part in (self.method, self.tokenizer, self.trunk, self.part) if part]
         return "/".join(parts) + (f" seed {self.seed}" if self.seed is not None else "")
 
 
@@ -76,22 +97,31 @@ def select(
     trunks: Iterable[str] = ("all",),
     evaluations: Iterable[str] = ("all",),
     seeds: Iterable[int] | None = None,
+    views: Iterable[str] = ("all",),
 ) -> Selection:
-    """Names as a user gives them (any case, `all` for the protocol's defaults) -> Selection.
+    """Names as a user gives them (any case, `all` for the protocol's own) -> Selection.
 
+    `views` all takes the cells of every view that fit the other names; none takes every combination of
+    the names instead, whatever the views hold.
     Raises HarnessError, naming the nearest known one, for a name that the protocol does not define.
     """
+    narrowed: set[str] = set()
 
     def chosen(kind: str, names: Iterable[str]) -> tuple[str, ...]:
         defaults: tuple[str, ...] = getattr(protocol.defaults, kind)
-        given = [each for name in names for each in (defaults if name.lower() == "all" else (name.lower(),))]
-        known = getattr(protocol, kind)
+        lowered = [name.lower() for name in names]
+        if "all" not in lowered:
+            narrowed.add(kind)
+        given = [each for name in lowered for each in (defaults if name == "all" else (name,))]
+        known = protocol.names(kind)
         for name in given:
             if name not in known:
                 if kind == "methods" and name in list_methods():
                     raise HarnessError(f"protocol {protocol.name} does not set {name}'s hyperparameters")
                 raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, known)
         return tuple(dict.fromkeys(given))
+
+    chosen_views = _chosen_views(protocol, [name.lower() for name in views])
 
     picked = tuple(dict.fromkeys(protocol.defaults.seeds if seeds is None else seeds))
     if any(seed < 0 for seed in picked):
@@ -102,25 +132,76 @@ def select(
         trunks=chosen("trunks", trunks),
         evaluations=chosen("evaluations", evaluations),
         seeds=picked,
+        views=chosen_views,
+        narrowed=frozenset(narrowed),
     )
+
+
+def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
+    if names == ["none"]:
+        return ()
+    given = [each for name in names for each in (protocol.views if name == "all" else (name,))]
+    for name in given:
+        if name not in protocol.views:
+            raise unknown(f"view of protocol {protocol.name}", name, [*protocol.views, "all", "none"])
+    return tuple(dict.fromkeys(given))
 
 
 def make_plan(protocol: Protocol, selection: Selection) -> list[Cell]:
     """All cells of the selection, parents before children, each once.
 
-    Raises HarnessError for hyperparameters that the method's specification does not allow.
+    Raises HarnessError for hyperparameters that the method's specification does not allow, and if no
+    cell of the views fits the selection.
     """
     planner = _Planner(protocol)
     for seed in selection.seeds:
-        for trunk in selection.trunks:
-            for method in selection.methods:
-                for tokenizer in _tokenizers_of(method, selection):
-                    planner.row(method, tokenizer, trunk, seed, selection.evaluations)
-    return list(planner.cells.values())
+        if not selection.views:
+            planner.add(_everything(selection), seed)
+        for view in selection.views:
+            planner.view = view
+            for cells in protocol.views[view].cells:
+                planner.add(_narrowed(cells, selection), seed)
+    if not planner.cells:
+        raise HarnessError(
+            f"no view of protocol {protocol.name} holds such a cell ({', '.join(selection.views)}); "
+            "--views none takes every combination of what the options name"
+        )
+    return [replace(cell, views=tuple(planner.needed_by[cell_id])) for cell_id, cell in planner.cells.items()]
 
 
-def _tokenizers_of(method: str, selection: Selection) -> tuple[str | None, ...]:
-    return selection.tokenizers if method_spec(method).pretrains else (None,)
+def mark_modified(plan: Iterable[Cell], original: Protocol, selection: Selection) -> list[Cell]:
+    """`plan`, made under --set, with those cells marked that `original`, the protocol without it, has not.
+
+    A cell that --set does not touch, or brings to what a view tries anyway, is one of the protocol's own.
+    """
+    own = {cell.id for cell in make_plan(original, selection)}
+    if original.views:
+        own |= {cell.id for cell in make_plan(original, select(original, seeds=selection.seeds))}
+    return [replace(cell, is_modified=cell.id not in own) for cell in plan]
+
+
+def _everything(selection: Selection) -> ViewCells:
+    return ViewCells(
+        methods=selection.methods,
+        tokenizers=selection.tokenizers,
+        trunks=selection.trunks,
+        evaluations=selection.evaluations,
+    )
+
+
+def _narrowed(cells: ViewCells, selection: Selection) -> ViewCells | None:
+    """`cells` without what the selection leaves out; None if nothing remains."""
+    if not cells.methods and selection.narrowed & {"methods", "trunks"}:
+        return None  # tokens alone belong to no method and no trunk
+    kept: dict[str, tuple[str, ...]] = {}
+    for kind in ("methods", "tokenizers", "trunks", "evaluations"):
+        names: tuple[str, ...] = getattr(cells, kind)
+        if kind in selection.narrowed and names:
+            names = tuple(name for name in names if name in getattr(selection, kind))
+            if not names:
+                return None
+        kept[kind] = names
+    return cells.model_copy(update=kept)
 
 
 class _Planner:
@@ -128,31 +209,96 @@ class _Planner:
         self.protocol = protocol
         self.digests = protocol.slices
         self.cells: dict[str, Cell] = {}
+        self.view: str | None = None
+        self.needed_by: dict[str, dict[str, None]] = {}
+
+    def add(self, cells: ViewCells | None, seed: int) -> None:
+        """Every combination that `cells` names, for one seed."""
+        if cells is None:
+            return
+        if not cells.methods:
+            for source, evaluation in product(cells.tokenizers, cells.evaluations):
+                self.token_classification(evaluation, source, seed)
+        names, values = list(cells.hyperparameters), list(cells.hyperparameters.values())
+        for trunk, method in product(cells.trunks, cells.methods):
+            tokenizers = cells.tokenizers if method_spec(method).pretrains else (None,)
+            for tokenizer, trial in product(tokenizers, product(*values)):
+                self.row(
+                    method, tokenizer, trunk, seed, cells.evaluations, dict(zip(names, trial, strict=True))
+                )
 
     def row(
-        self, method: str, tokenizer: str | None, trunk: str, seed: int, evaluations: tuple[str, ...]
+        self,
+        method: str,
+        tokenizer: str | None,
+        trunk: str,
+        seed: int,
+        evaluations: tuple[str, ...],
+        trial: Mapping[str, Any],
     ) -> None:
         parents: tuple[str, ...] = ()
         if tokenizer is not None:
-            parents = (self.pretrain(method, tokenizer, trunk, seed),)
+            parents = (self.pretrain(method, tokenizer, trunk, seed, trial),)
         for evaluation in evaluations:
             self.evaluation(evaluation, method, tokenizer, trunk, seed, parents)
 
-    def tokenise(self, tokenizer: str) -> str:
-        config = tokenizer_spec(tokenizer).resolve(self.protocol.tokenizers[tokenizer])
+    def tokenise(self, tokenizer: str, part: str | None = None) -> str:
+        """Tokens of the pre-training images, or of another part with the tokenizer fitted on those."""
+        config: Mapping[str, Any] = self.protocol.tokenizers[tokenizer]
+        if tokenizer in list_tokenizers():  # of others nothing is known but what the protocol says
+            config = tokenizer_spec(tokenizer).resolve(config)
         return self._add(
             Cell(
                 stage="tokenise",
+                part=part,
                 tokenizer=tokenizer,
                 slices=self._slices("data", f"tokenizer:{tokenizer}"),
                 hyperparameters=tuple(sorted(config.items())),
+                parents=() if part is None else (self.tokenise(tokenizer),),
             )
         )
 
-    def pretrain(self, method: str, tokenizer: str, trunk: str, seed: int) -> str:
+    def token_classification(self, name: str, tokenizer: str, seed: int) -> None:
+        recipe = self.protocol.evaluation(name, None)
+        if not isinstance(recipe, TokenClassification):
+            raise HarnessError(
+                f"evaluation {name} of protocol {self.protocol.name} needs a method and a trunk"
+            )
+        slices = ["data", f"evaluation:{name}"]
+        if recipe.trunk is not None:
+            slices.append(f"trunk:{recipe.trunk}")
+        # Tokens lie on the patches of every trunk alike: any of them tells how many there are.
+        trunk = self.protocol.trunk_spec(recipe.trunk or self.protocol.defaults.trunks[0], drop_path=0.0)
+        data = self.protocol.data
+        seen, labelled = data.pretraining, data.training
+        is_tokenised = labelled.split == seen.split and (
+            seen.start <= labelled.start and labelled.start + labelled.count <= seen.start + seen.count
+        )
+        labelled_part = None if is_tokenised else "training"
+        self._add(
+            Cell(
+                stage="token-classification",
+                tokenizer=tokenizer,
+                trunk=recipe.trunk,
+                evaluation=name,
+                seed=seed,
+                slices=self._slices(*slices),
+                parents=(
+                    self.tokenise(tokenizer, labelled_part),
+                    self.tokenise(tokenizer, recipe.evaluated_part),
+                ),
+                train_flops=token_classification_flops(recipe, trunk),
+            )
+        )
+
+    def pretrain(self, method: str, tokenizer: str, trunk: str, seed: int, trial: Mapping[str, Any]) -> str:
         recipe = self.protocol.pretraining
         spec = self.protocol.trunk_spec(trunk, drop_path=recipe.drop_path)
-        resolved = method_spec(method).resolve(self.protocol.methods[method], trunk=spec)
+        values = {**self.protocol.method_values(method, trunk), **trial}
+        try:
+            resolved = method_spec(method).resolve(values, trunk=spec)
+        except HarnessError as error:
+            raise HarnessError(f"protocol {self.protocol.name}, methods.{method}: {error}") from None
         codebook = int(self.protocol.tokenizers[tokenizer]["codebook_size"])
         images = self.protocol.data.pretraining.count // recipe.global_batch * recipe.global_batch
         return self._add(
@@ -174,14 +320,17 @@ class _Planner:
     def evaluation(
         self, name: str, method: str, tokenizer: str | None, trunk: str, seed: int, parents: tuple[str, ...]
     ) -> None:
-        recipe = self.protocol.evaluations[name]
+        recipe = self.protocol.evaluation(name, trunk)
+        if isinstance(recipe, TokenClassification):
+            raise HarnessError(
+                f"evaluation {name} of protocol {self.protocol.name} takes tokens alone: it has no methods; "
+                "leave it out of --evaluations, or take the views that hold it (without --views none)"
+            )
         spec = self.protocol.trunk_spec(trunk, drop_path=0.0)
-        flops = forward_flops(spec)
-        if isinstance(recipe, FineTuning):
-            images = recipe.labelled_images // recipe.global_batch * recipe.global_batch * recipe.epochs
-            flops = 3 * flops * images
-        else:
-            flops = flops * recipe.labelled_images
+        slices = ["data", f"trunk:{trunk}", f"evaluation:{self.protocol.evaluation_key(name, trunk)}"]
+        transfer_set = getattr(recipe, "transfer_set", None)
+        if transfer_set is not None:
+            slices.append(f"transfer_set:{transfer_set}")
         self._add(
             Cell(
                 stage=recipe.kind,
@@ -190,9 +339,9 @@ class _Planner:
                 trunk=trunk,
                 evaluation=name,
                 seed=seed,
-                slices=self._slices("data", f"trunk:{trunk}", f"evaluation:{name}"),
+                slices=self._slices(*slices),
                 parents=parents,
-                train_flops=flops,
+                train_flops=evaluation_flops(recipe, spec),
             )
         )
 
@@ -200,8 +349,12 @@ class _Planner:
         return tuple((name, self.digests[name]) for name in sorted(names))
 
     def _add(self, cell: Cell) -> str:
-        self.cells.setdefault(cell.id, cell)
-        return cell.id
+        cell_id = cell.id
+        self.cells.setdefault(cell_id, cell)
+        views = self.needed_by.setdefault(cell_id, {})
+        if self.view is not None:
+            views[self.view] = None
+        return cell_id
 
 
 def check_geometry(trunk: TrunkSpec, *, tokens: int, tokenizer: str) -> None:

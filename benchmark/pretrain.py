@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmark.batches import Batch
 from benchmark.checkpoint import save_weights
+from benchmark.layout import cell_folder
 from benchmark.plan import check_geometry
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
@@ -135,4 +136,8 @@ def _token_store(context: CellContext) -> TokenStore:
             f"{path} is missing or is not the one that was recorded; to tokenise again, delete "
             f"{manifest.parent} and the cell {context.cell.parents[0]}, and run with --redo-failed"
         )
-    return open_store(manifest.parent)
+    try:
+        return open_store(manifest.parent)
+    except HarnessError as error:
+        parent = cell_folder(context.work_dir, context.protocol.name, context.cell.parents[0])
+        raise HarnessError(f"{error}: delete the folder {parent} too, and run with --redo-failed") from None

@@ -99,7 +99,7 @@ def write_cell_record(
         tokenizer=(result.tokenizer if result else None) or _tokenizer(cell, protocol, work_dir),
         trunk=cell.trunk,
         data_set=DataUse(
-            name=data.name,
+            name=result.data.data_set if result else data.name,
             part=result.data.name if result else "",
             n=len(result.data) if result else 0,
             digest=result.data.digest if result else "",
@@ -139,9 +139,13 @@ def _deviations(cell: Cell, protocol: Protocol, work_dir: Path) -> tuple[str, ..
 
     A cell that none of them touches has the id, and the record, that it has without --set.
     """
+    if not cell.is_modified:
+        return ()
     names = [name for name, _ in cell.slices]
     if cell.stage == "pretrain":
-        names.append(f"method:{cell.method}")
+        assert cell.method is not None
+        assert cell.trunk is not None
+        names.append(f"method:{protocol.method_key(cell.method, cell.trunk)}")
     found = dict.fromkeys(protocol.deviations_of(names))
     for record in _parent_records(cell, protocol, work_dir).values():
         found |= dict.fromkeys(record.compliance.deviations if record else ())

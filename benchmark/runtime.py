@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from protocols.errors import HarnessError, ProtocolViolation
-from protocols.schema import Frozen, NonNegativeFloat, NonNegativeInt, PositiveInt
+from protocols.frozen import Frozen, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 # Training is saved this often, or as rarely as keeps saving under 2 % of the time (engine.py).
 CHECKPOINT_SECONDS = 20.0
@@ -29,13 +29,20 @@ class Runtime(Frozen):
         """What the record keeps: everything but how often it was saved."""
         return self.model_dump(mode="json", exclude={"checkpoint_seconds"})
 
-    def micro_batch(self, global_batch: int) -> int:
-        """Images per process and accumulation step. ProtocolViolation unless the split is exact."""
+    def micro_batch(self, global_batch: int, *, group: int = 1) -> int:
+        """Images per process and accumulation step: whole groups of `group` images.
+
+        ProtocolViolation unless the split is exact.
+        """
         parts = self.processes * self.accumulation
-        if global_batch % parts:
+        if global_batch % (parts * group):
+            groups = f" in whole groups of {group} images" if group > 1 else ""
+            most = global_batch // group
+            allowed = [str(number) for number in range(1, most + 1) if most % number == 0]
             raise ProtocolViolation(
-                f"{self.processes} processes x {self.accumulation} accumulation steps cannot give the "
-                f"protocol's global batch of {global_batch} exactly; choose a product that divides it"
+                f"{self.processes} processes (WORLD_SIZE) x {self.accumulation} steps (--accumulation) "
+                f"cannot give the protocol's global batch of {global_batch} exactly{groups}; their product "
+                f"must be one of {', '.join(allowed)}"
             )
         return global_batch // parts
 
@@ -46,6 +53,8 @@ def detect_runtime(
     workers: int = 0,
     precision: str = "fp32",
     jobs: int | None = None,
+    processes: int = 1,
+    accumulation: int = 1,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Runtime:
     """The runtime for this machine. `device` auto takes GPUs where there are any.
@@ -65,6 +74,8 @@ def detect_runtime(
             "threads": max(1, cores // side_by_side) if gpus else 1,
             "workers": workers,
             "precision": precision,
+            "processes": processes,
+            "accumulation": accumulation,
             "checkpoint_seconds": checkpoint_seconds,
         }
     )

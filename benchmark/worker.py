@@ -25,12 +25,14 @@ from benchmark import finetune, pretrain, probe, provenance, tokenise
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.interrupt import Interrupted
 from benchmark.job import Job
-from benchmark.layout import LOG_NAME
+from benchmark.layout import CHECKPOINTS_NAME, LOG_NAME, SOURCE_NAME
 from benchmark.record_cell import note_attempt, write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
+from benchmark.survey import code_changed_since_begun, present_sources
 from leaderboard.record import RECORD_NAME
 from protocols.errors import HarnessError
+from protocols.files import write_atomically
 
 STAGES = {
     "tokenise": tokenise.run,
@@ -56,18 +58,19 @@ def run_job(job: Job) -> None:
         (context.folder / RECORD_NAME).unlink(missing_ok=True)
         try:
             context.stop.listen()
-            sys.exit(run_cell(context, slot=job.slot))
+            sys.exit(run_cell(context, slot=job.slot, redo_stale=job.redo_stale))
         except Interrupted as stopped:
             note_attempt(context.folder, event="interrupted")
             log.info("interrupted %s", stopped)
             sys.exit(INTERRUPTED)
 
 
-def run_cell(context: CellContext, *, slot: int = 0) -> int:
+def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -> int:
     """Run one cell here and write its record; returns the exit code. Interrupted passes through."""
     cell, protocol, runtime = context.cell, context.protocol, context.runtime
     try:
         note_attempt(context.folder, event="start", pid=str(os.getpid()))
+        _check_source(context, redo_stale=redo_stale)
         _prepare_device(runtime, slot)
         result = STAGES[cell.stage](context)
         peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
@@ -85,7 +88,7 @@ def run_cell(context: CellContext, *, slot: int = 0) -> int:
                 peak_memory_bytes=peak,
             )
             note_attempt(context.folder, event="done")
-            clear_checkpoints(context.folder / "checkpoints")
+            clear_checkpoints(context.folder / CHECKPOINTS_NAME)
         return 0
     except Exception as error:
         # The one boundary: whatever went wrong in this cell is recorded, and the others go on.
@@ -95,6 +98,23 @@ def run_cell(context: CellContext, *, slot: int = 0) -> int:
             write_cell_record(cell, protocol, runtime, context.work_dir, status="failed", error=text[:2000])
             note_attempt(context.folder, event="failed")
         return 1
+
+
+def _check_source(context: CellContext, *, redo_stale: bool) -> None:
+    """A training goes on only with the code of its method that it was begun with."""
+    if context.cell.method is None:
+        return
+    sources, checkpoints = present_sources(), context.folder / CHECKPOINTS_NAME
+    changed = code_changed_since_begun(context.cell, context.folder, sources)
+    if changed and not redo_stale:
+        raise HarnessError(
+            f"{changed}, and would end as neither the one nor the other; --redo-failed --redo-stale trains "
+            "it again from its start, or restore that code to go on"
+        )
+    if changed:
+        log.warning("%s: its checkpoints are dropped", changed)
+        clear_checkpoints(checkpoints)
+    write_atomically(checkpoints / SOURCE_NAME, sources[f"method:{context.cell.method}"] + "\n")
 
 
 def _locked(lock: IO[str]) -> bool:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from protocols import load_protocol
+from tests.shown_output import pages, refreshed
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +32,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_shown_output_is_what_the_commands_print(page: Path) -> None:
+    text = page.read_text()
+    assert refreshed(text) == text, "python -m tests.shown_output brings the pages up to date"
+
+
+def test_the_plan_and_the_explanation_of_fair300_are_shown() -> None:
+    shown = (ROOT / "docs" / "fair300.md").read_text()
+    for command in ("plan --protocol fair300 --methods all", "explain fair300"):
+        assert f"$ python run_benchmark.py {command}" in shown
 
 
 def test_protocol_sources_name_pages_that_exist() -> None:

@@ -57,7 +57,7 @@ def test_processes_and_accumulation_share_out_the_same_global_batch(
 
 def test_a_split_that_is_not_exact_is_refused() -> None:
     runtime = Runtime(device="cpu", jobs=1, threads=1, processes=3)
-    with pytest.raises(ProtocolViolation, match="3 processes x 1 accumulation"):
+    with pytest.raises(ProtocolViolation, match=r"3 processes \(WORLD_SIZE\) x 1 steps"):
         runtime.micro_batch(16)
 
 

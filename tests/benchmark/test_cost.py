@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.cost import forward_flops, training_flops
+from benchmark.cost import evaluation_flops, forward_flops, token_classification_flops, training_flops
 from methods import build_method, list_methods, method_spec
-from methods.trunk import build_trunk
-from protocols.schema import TrunkSpec
+from methods.base import Method
+from methods.trunk import build_classifier, build_trunk, encode, with_cls
+from protocols import load_protocol
+from protocols.recipes import FineTuning, LinearProbe, TokenClassification
+from protocols.schema import Protocol, TrunkSpec
 
 TRUNKS = {
     "mini": TrunkSpec(image_size=28, patch_size=4, width=64, depth=4, heads=2),
@@ -55,6 +63,119 @@ def test_forward_flops_agree_with_torch(trunk: TrunkSpec) -> None:
     images = torch.randn(2, 3, trunk.image_size, trunk.image_size)
     measured = counted(model, lambda: model.forward_features(images)) / 2
     assert forward_flops(trunk) == pytest.approx(measured, rel=0.02)
+
+
+class Zeros(TorchFunctionMode):
+    """Weights are zero and not drawn: what a pass costs does not depend on them, but drawing takes longer."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "erfinv_", "trunc_normal_"):
+            drawn: Tensor = args[0] if args else kwargs["tensor"]
+            drawn.detach().zero_()
+            return drawn
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def fair() -> Protocol:
+    return load_protocol("fair300")
+
+
+@pytest.mark.parametrize("trunk", ["vit-t", "vit-s", "vit-b"])
+@pytest.mark.parametrize("name", [name for name in list_methods() if method_spec(name).pretrains])
+def test_training_flops_of_fair300_agree_with_torch(name: str, trunk: str, fair: Protocol) -> None:
+    """At 224/16 with the protocol's own hyperparameters and 8,192 codes; one image, forward and backward."""
+    spec = fair.trunk_spec(trunk, drop_path=fair.pretraining.drop_path)
+    resolved = method_spec(name).resolve(fair.method_values(name, trunk), trunk=spec)
+    # Two streams have shapes that do not depend on what was drawn: tensors without memory count the same.
+    device = "meta" if name in ("pim", "mapet") else "cpu"
+    with Zeros():
+        built = build_method(name, trunk=spec, codebook_size=8192, **resolved)
+    method: Method = built.to(device)
+    pattern = method.draw(torch.arange(1), 0, 0)
+    if name == "beit":  # exactly as many as its target, which is what the model counts
+        pattern = torch.arange(spec.patches)[None] < resolved["mask_count"]
+    images = torch.randn(1, 3, 224, 224).to(device)
+    tokens = torch.zeros(1, spec.patches, dtype=torch.int64).to(device)
+    measured = counted(method, lambda: method(images, tokens, pattern.to(device))["loss"].backward())
+    assert training_flops(name, spec, resolved, codebook_size=8192) == pytest.approx(measured, rel=0.02)
+
+
+def test_finetuning_flops_agree_with_torch(fair: Protocol) -> None:
+    """Of one image; three passes' worth for every image of every whole batch of every epoch."""
+    trunk = TRUNKS["mini"]
+    model = build_classifier(trunk, classes=10, backbone=None)
+    images = torch.randn(2, 3, trunk.image_size, trunk.image_size)
+    one = counted(model, lambda: model(images).sum().backward()) / 2
+    recipe = load_protocol("mini").evaluation("finetune", "vit-mini")
+    assert isinstance(recipe, FineTuning)
+    recipe = recipe.model_copy(update={"labelled_images": 100, "global_batch": 32, "epochs": 7})
+    assert evaluation_flops(recipe, trunk) == pytest.approx(96 * 7 * one, rel=0.02)
+
+
+def test_probe_flops_agree_with_torch(fair: Protocol) -> None:
+    """Features are computed once for each image, or anew in every epoch where images are augmented."""
+    trunk = TRUNKS["mini"]
+    model = build_trunk(trunk).requires_grad_(False)
+    images = torch.randn(2, 3, trunk.image_size, trunk.image_size)
+    one = counted(model, lambda: model.forward_features(images)) / 2
+    once = load_protocol("mini").evaluation("linear-probe", "vit-mini")
+    anew = fair.evaluation("linear-probe", "vit-b")
+    assert isinstance(once, LinearProbe)
+    assert isinstance(anew, LinearProbe)
+    few = {"labelled_images": 100, "global_batch": 32, "epochs": 7}
+    assert evaluation_flops(once.model_copy(update=few), trunk) == pytest.approx(100 * one, rel=0.02)
+    assert evaluation_flops(anew.model_copy(update=few), trunk) == pytest.approx(96 * 7 * one, rel=0.02)
+
+
+class TokenMlp(nn.Module):
+    """Table 4 (a): embedding, Linear, ReLU, mean over positions, Linear."""
+
+    def __init__(self, codes: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        self.hidden = nn.Linear(width, hidden)
+        self.head = nn.Linear(hidden, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N) -> logits (B, 10)."""
+        logits: Tensor = self.head(self.hidden(self.embedding(tokens)).relu().mean(1))
+        return logits
+
+
+class TokenVit(nn.Module):
+    """Table 4 (b): a trunk on learned embeddings of the tokens in the place of patches."""
+
+    def __init__(self, codes: int, trunk: TrunkSpec) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, trunk.width)
+        self.trunk = build_trunk(trunk)
+        self.head = nn.Linear(trunk.width, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N) -> logits (B, 10)."""
+        rows = encode(self.trunk, with_cls(self.trunk, self.embedding(tokens)))
+        logits: Tensor = self.head(rows[:, 1:].mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("evaluation", ["token-mlp", "token-vit-t"])
+def test_token_classification_flops_agree_with_torch(evaluation: str, fair: Protocol) -> None:
+    trunk = TRUNKS["mini"]
+    recipe = fair.evaluation(evaluation, None)
+    assert isinstance(recipe, TokenClassification)
+    few = {"labelled_images": 100, "global_batch": 32, "epochs": 7}
+    if recipe.classifier == "mlp":
+        recipe = recipe.model_copy(update={**few, "width": 96, "hidden_width": 160})
+        model: nn.Module = TokenMlp(50, 96, 160)
+    else:
+        recipe = recipe.model_copy(update=few)
+        model = TokenVit(50, trunk)
+    tokens = torch.randint(50, (2, trunk.patches))
+    one = counted(model, lambda: model(tokens).sum().backward()) / 2
+    assert token_classification_flops(recipe, trunk) == pytest.approx(96 * 7 * one, rel=0.02)
 
 
 def test_scratch_costs_no_pretraining() -> None:

@@ -1,0 +1,78 @@
+"""`completion SHELL`: a script that completes commands, options and names."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import shtab
+
+from benchmark.commands import COMMANDS, load_command
+from benchmark.commands.options import Parser
+from methods import list_methods
+from protocols import list_protocols, load_protocol
+from tokenizers import list_tokenizers
+
+SUMMARY = "completion of commands, options and names for a shell"
+DESCRIPTION = """\
+Prints a script that completes commands, options and names of
+./run_benchmark.py in a shell.
+
+examples:
+  source <(./run_benchmark.py completion bash)
+  ./run_benchmark.py completion zsh > ~/.zfunc/_run_benchmark.py
+"""
+PROGRAM = "run_benchmark.py"
+
+
+def add_arguments(parser: Parser) -> None:
+    """For which shell."""
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+
+
+def run(options: Namespace) -> int:
+    """Print the script."""
+    script: str = shtab.complete(_everything(), shell=options.shell)
+    print(script)
+    return 0
+
+
+def _everything() -> Parser:
+    """One parser of all commands, with the names that their options take."""
+    parser = Parser(prog=PROGRAM, description="")
+    run_command = load_command("run")
+    run_command.add_arguments(parser)
+    _add_names(parser)
+    commands = parser.add_subparsers(parser_class=_Named)
+    for name in COMMANDS:
+        command = load_command(name)
+        sub = commands.add_parser(name, help=command.SUMMARY)
+        command.add_arguments(sub)
+        _add_names(sub)
+    return parser
+
+
+class _Named(Parser):
+    """A command's parser as argparse makes it: with a `prog` alone."""
+
+    def __init__(self, *, prog: str) -> None:
+        super().__init__(prog=prog, description="")
+
+
+def _add_names(parser: Parser) -> None:
+    protocols = [load_protocol(name) for name in list_protocols()]
+
+    def of_protocols(kind: str) -> list[str]:
+        names = (protocol.views if kind == "views" else protocol.names(kind) for protocol in protocols)
+        return sorted({name for each in names for name in each})
+
+    names = {
+        "protocol": list_protocols(),
+        "methods": list_methods(),
+        "tokenizers": sorted({*list_tokenizers(), *of_protocols("tokenizers")}),
+        **{kind: of_protocols(kind) for kind in ("trunks", "evaluations", "views")},
+    }
+    for action in parser._actions:
+        if action.dest in names and action.choices is None:
+            action.choices = names[action.dest]
+        if action.dest in ("work_dir", "data_root", "out"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

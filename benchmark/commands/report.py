@@ -1,0 +1,40 @@
+"""`report`: the board again, from the records alone."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from benchmark.commands.board import show_board
+from benchmark.commands.options import Parser, add_protocol
+from protocols import load_protocol
+from protocols.errors import HarnessError
+
+SUMMARY = "the board again, from the records alone"
+DESCRIPTION = """\
+The board again, from the records alone: in the terminal, and as one HTML page,
+Markdown and CSV under WORK_DIR/PROTOCOL/leaderboard.
+
+examples:
+  python run_benchmark.py report --protocol mini
+  python run_benchmark.py report --protocol mini --json
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Which board, and where to."""
+    add_protocol(parser)
+    parser.add_argument("--json", action="store_true", help="the board as JSON on standard output")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the board's files here instead")
+
+
+def run(options: Namespace) -> int:
+    """Rebuild and show."""
+    protocol = load_protocol(options.protocol)
+    if not (options.work_dir / protocol.name / "cells").is_dir():
+        raise HarnessError(
+            f"no records of protocol {protocol.name} under {options.work_dir}; make some with "
+            f"python run_benchmark.py --protocol {options.protocol}, or name their folder with --work-dir"
+        )
+    show_board(options.work_dir, protocol, out=options.out, as_json=options.json)
+    return 0

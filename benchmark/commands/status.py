@@ -1,0 +1,116 @@
+"""`status`: which cells are done, failed, stale, running or to do, and why."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from benchmark.commands.options import Parser, add_protocol, add_selection, read_selection
+from benchmark.commands.text import count, paragraph, table
+from benchmark.layout import LOG_NAME, cell_folder
+from benchmark.plan import STAGES, make_plan
+from benchmark.survey import STATES, CellState, State, survey
+
+SUMMARY = "which cells are done, failed, stale, running or to do"
+DESCRIPTION = """\
+Where every cell stands, from records, locks and checkpoints. Changes nothing
+and may be asked while a run is going on.
+
+examples:
+  python run_benchmark.py status --protocol mini
+  python run_benchmark.py status --protocol mini --seeds 0 1 2 --json
+"""
+# States that a person asks about, with what to do; the others are numbers enough.
+EXPLAINED: dict[State, str] = {
+    "running": "",
+    "resumable": "interrupted; the same command goes on from the checkpoint",
+    "failed": "--redo-failed runs them again",
+    "stale": "not compared on the board; --redo-stale runs them again",
+    "damaged": "see each remedy",
+    "blocked": "plan says how to provide what is missing",
+}
+MOST_REASONS = 10
+
+
+def add_arguments(parser: Parser) -> None:
+    """Which cells."""
+    add_protocol(parser)
+    add_selection(parser)
+    parser.add_argument("--json", action="store_true", help="the states as JSON on standard output")
+
+
+def run(options: Namespace) -> int:
+    """Survey and show."""
+    protocol, selection = read_selection(options)
+    states = survey(make_plan(protocol, selection), protocol, options.work_dir, data_root=options.data_root)
+    if options.json:
+        print(json.dumps({"protocol": protocol.name, "cells": [_as_json(one) for one in states]}, indent=1))
+        return 0
+    print(
+        f"{protocol.name}, version {protocol.version}, in {options.work_dir}: {count(len(states), 'cell')}\n"
+    )
+    print(_counts(states))
+    for state, advice in EXPLAINED.items():
+        chosen = [one for one in states if one.state == state]
+        if not chosen:
+            continue
+        print(f"\n{state}" + (f" ({advice}):" if advice else ":"))
+        if state == "blocked":
+            print(_blocked(chosen))
+            continue
+        for one in chosen[:MOST_REASONS]:
+            print(paragraph(_line(one), first="- ", rest="  "))
+            if state == "failed":
+                print(f"  {cell_folder(options.work_dir, protocol.name, one.cell.id) / LOG_NAME}")
+        if len(chosen) > MOST_REASONS:
+            print(f"- and {len(chosen) - MOST_REASONS} more (--json lists all)")
+    return 0
+
+
+def _counts(states: Sequence[CellState]) -> str:
+    present = Counter(one.state for one in states)
+    shown = [state for state in STATES if present[state]]
+    rows = []
+    for stage in STAGES:
+        of_stage = Counter(one.state for one in states if one.cell.stage == stage)
+        if of_stage:
+            numbers = [str(of_stage[state]) if of_stage[state] else "" for state in shown]
+            rows.append([stage, str(of_stage.total()), *numbers])
+    rows.append(["all", str(len(states)), *(str(present[state]) for state in shown)])
+    header = ["stage", "cells", *shown]
+    return table(header, rows, right=range(1, len(header)), total=True)
+
+
+def _blocked(states: Sequence[CellState]) -> str:
+    """What is missing, each once; cells that only wait for others are counted."""
+    missing = Counter(one.what for state in states for one in state.missing)
+    lines = [paragraph(f"{what} ({count(number, 'cell')})", first="- ", rest="  ")
+             for what, number in missing.items()]  # fmt: skip
+    waiting = sum(not state.missing for state in states)
+    if waiting:
+        lines.append(f"- {count(waiting, 'cell')} that need a cell that is blocked, failed or damaged")
+    return "\n".join(lines)
+
+
+def _line(one: CellState) -> str:
+    text = f"{one.cell.evaluation or one.cell.stage} {one.cell.row}"
+    if one.metrics:
+        text += f", step {one.metrics['step']:,} of {one.metrics['steps']:,}"
+    return text + (f": {'; '.join(one.reasons)}" if one.reasons else "")
+
+
+def _as_json(one: CellState) -> dict[str, Any]:
+    return {
+        "id": one.cell.id,
+        "stage": one.cell.stage,
+        "row": one.cell.row,
+        "evaluation": one.cell.evaluation,
+        "state": one.state,
+        "reasons": list(one.reasons),
+        "missing": [{"what": each.what, "remedy": each.remedy} for each in one.missing],
+        "step": one.metrics["step"] if one.metrics else None,
+        "steps": one.metrics["steps"] if one.metrics else None,
+    }

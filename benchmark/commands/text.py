@@ -1,0 +1,74 @@
+"""Plain text for terminals of 80 columns and for pipes: tables, paragraphs, quantities."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Collection, Sequence
+
+NARROWEST, WIDEST = 60, 110
+
+
+def width() -> int:
+    """Columns to write to: the terminal's within reason, 80 in a pipe."""
+    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size((80, 24)).columns))
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), total: bool = False
+) -> str:
+    """Columns two spaces apart, those in `right` flush right; `total` sets the last row apart."""
+    everything = [header, *rows]
+    widths = [max(len(row[column]) for row in everything) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (
+            text.rjust(size) if column in right else text.ljust(size)
+            for column, (text, size) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(cells).rstrip()
+
+    lines = [line(header), "-" * max(len(line(row)) for row in everything), *map(line, rows)]
+    if total:
+        lines.insert(-1, lines[1])
+    return "\n".join(lines)
+
+
+def paragraph(text: str, *, first: str = "", rest: str = "") -> str:
+    """`text` wrapped to the terminal; a command or an address in it is never broken."""
+    return textwrap.fill(
+        text,
+        width(),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def quantity(value: float) -> str:
+    """A large number to three digits: 3.41e+15 as 3.41e15."""
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def duration(hours: float) -> str:
+    """A time in the unit that says most: seconds, minutes or hours."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.2g} s"
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 10 else f"{hours:,.0f} h"
+
+
+def size(count_of_bytes: float) -> str:
+    """Bytes in decimal units."""
+    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count_of_bytes >= one:
+            return f"{count_of_bytes / one:,.1f} {unit}"
+    return f"{count_of_bytes / 1e3:,.0f} kB"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

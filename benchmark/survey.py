@@ -1,0 +1,147 @@
+"""Where every cell of a plan stands: read from records, locks and checkpoints, changing nothing. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmark.inputs import Missing, missing_inputs
+from benchmark.layout import CHECKPOINTS_NAME, SOURCE_NAME, cell_folder
+from benchmark.metrics import newest_metrics
+from benchmark.plan import Cell
+from leaderboard.record import Record, read_record
+from leaderboard.staleness import stale_reasons
+from methods import list_methods, method_spec
+from protocols.errors import HarnessError
+from protocols.schema import Protocol
+from tokenizers import list_tokenizers, tokenizer_spec
+
+State = Literal["done", "stale", "running", "resumable", "to do", "blocked", "failed", "damaged"]
+STATES: tuple[State, ...] = (
+    "done", "stale", "running", "resumable", "to do", "blocked", "failed", "damaged",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellState:
+    """One cell: `reasons` say why it is stale, blocked, failed or damaged.
+
+    `missing` is what the cell itself lacks; a cell that only waits for its parents lacks nothing.
+    `metrics` is the newest line of a training that runs or was interrupted.
+    """
+
+    cell: Cell
+    state: State
+    reasons: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
+    record: Record | None = None
+    metrics: Mapping[str, Any] | None = None
+
+
+def present_sources() -> dict[str, str]:
+    """`method:NAME` and `tokenizer:NAME` -> SHA-256 of the code as it is now."""
+    sources = {f"method:{name}": method_spec(name).source_digest for name in list_methods()}
+    return sources | {f"tokenizer:{name}": tokenizer_spec(name).source_digest() for name in list_tokenizers()}
+
+
+def survey(
+    plan: Sequence[Cell], protocol: Protocol, work_dir: Path, *, data_root: Path | None = None
+) -> list[CellState]:
+    """The state of every cell of `plan`, in its order.
+
+    done       recorded, by the code as it is
+    stale      recorded, or begun, by other code of its method or tokenizer, or from a parent made anew since
+    running    a process holds its lock
+    resumable  interrupted, with a checkpoint to go on from
+    to do      nothing of it is there; what it needs is, or will be
+    blocked    it lacks something that no cell makes, or a cell that it needs is blocked, failed or damaged
+    failed     recorded with an error
+    damaged    its record cannot be read
+    """
+    records: dict[str, Record] = {}
+    damaged: dict[str, str] = {}
+    for cell in plan:
+        try:
+            record = read_record(cell_folder(work_dir, protocol.name, cell.id))
+        except HarnessError as error:
+            damaged[cell.id] = str(error)
+            continue
+        if record is not None:
+            records[cell.id] = record
+    sources = present_sources()
+    stale = stale_reasons(records.values(), sources)
+    states: dict[str, CellState] = {}
+    for cell in plan:
+        folder = cell_folder(work_dir, protocol.name, cell.id)
+        record = records.get(cell.id)
+        missing = tuple(missing_inputs(cell, protocol, data_root=data_root))
+        state, reasons = _state(cell, folder, record, damaged, stale, states, missing, sources)
+        is_open = state in ("running", "resumable", "stale") and record is None
+        states[cell.id] = CellState(
+            cell=cell,
+            state=state,
+            reasons=reasons,
+            missing=() if state == "done" else missing,
+            record=record,
+            metrics=newest_metrics(folder) if is_open else None,
+        )
+    return list(states.values())
+
+
+def _state(
+    cell: Cell,
+    folder: Path,
+    record: Record | None,
+    damaged: Mapping[str, str],
+    stale: Mapping[str, tuple[str, ...]],
+    parents: Mapping[str, CellState],
+    missing: Sequence[Missing],
+    sources: Mapping[str, str],
+) -> tuple[State, tuple[str, ...]]:
+    if cell.id in damaged:
+        return "damaged", (damaged[cell.id],)
+    if is_locked(folder):
+        return "running", ()
+    if record is not None and record.status == "done":
+        return ("stale", stale[cell.id]) if cell.id in stale else ("done", ())
+    if record is not None and record.status == "failed":
+        return "failed", ((record.error or "no reason was recorded").splitlines()[0],)
+    if missing:
+        return "blocked", tuple(one.what for one in missing)
+    waiting = [parent for parent in cell.parents if parents[parent].state in ("blocked", "failed", "damaged")]
+    if waiting:
+        return "blocked", (f"needs {waiting[0]}, which is {parents[waiting[0]].state}",)
+    if any((folder / CHECKPOINTS_NAME).glob("step-*.sha256")):
+        changed = code_changed_since_begun(cell, folder, sources)
+        return ("stale", (changed,)) if changed else ("resumable", ())
+    return "to do", ()
+
+
+def code_changed_since_begun(cell: Cell, folder: Path, sources: Mapping[str, str]) -> str | None:
+    """A sentence if the checkpoints in `folder` come from other code of the cell's method than it is now."""
+    if cell.method is None:
+        return None
+    try:
+        begun = (folder / CHECKPOINTS_NAME / SOURCE_NAME).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    if begun == sources.get(f"method:{cell.method}", begun):
+        return None
+    return f"it was begun with other code of method {cell.method}"
+
+
+def is_locked(folder: Path) -> bool:
+    """True while a process runs the cell in `folder`."""
+    try:
+        lock = (folder / ".lock").open()
+    except FileNotFoundError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
