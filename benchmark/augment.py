@@ -154,22 +154,18 @@ def training_transform(recipe: ImageEvaluation, data: Data) -> Transform:
     return transform
 
 
-def evaluation_transform(recipe: ImageEvaluation, data: Data) -> Transform:
-    """A stored image -> (3, S, S), nothing random: timm's centre crop, or else the shared square."""
-    if recipe.evaluation_crop_fraction is None:
-        steps = [_Square(data.image_size), ToTensor(), Normalize(data.mean, data.std)]
-    else:
-        assert recipe.interpolation is not None
-        centre = create_transform(
-            data.image_size,
-            is_training=False,
-            interpolation=recipe.interpolation,
-            mean=data.mean,
-            std=data.std,
-            crop_pct=recipe.evaluation_crop_fraction,
-        )
-        steps = [_in_colour, centre]
-    transform: Transform = Compose(steps)
+def centre_crop(recipe: ImageEvaluation, data: Data) -> Transform:
+    """timm's evaluation: an RGB image -> (3, S, S), the shorter side resized to S / fraction, its centre."""
+    assert recipe.evaluation_crop_fraction is not None
+    assert recipe.interpolation is not None
+    transform: Transform = create_transform(
+        data.image_size,
+        is_training=False,
+        interpolation=recipe.interpolation,
+        mean=data.mean,
+        std=data.std,
+        crop_pct=recipe.evaluation_crop_fraction,
+    )
     return transform
 
 

@@ -12,17 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmark.augment import Transform
+from benchmark.augment import centre_crop
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
-from benchmark.data import ImagePart
+from benchmark.data import ImagePart, square_pixels
 from benchmark.engine import TrainingResult
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
 from benchmark.stage import CellContext, StageResult
+from benchmark.transforms import normalise
 from leaderboard.record import PREDICTIONS_NAME, Metric
 from methods import build_method
 from protocols.files import sha256_of_file, write_atomically
+from protocols.recipes import ImageEvaluation
+from protocols.schema import Data
 
 EVALUATION_BATCH = 250
 
@@ -72,11 +75,21 @@ def predict(
     return torch.cat([classify(batch.to(device)).argmax(dim=1).cpu() for batch in batches]).numpy()
 
 
-def transformed_batches(images: ImagePart, transform: Transform) -> Iterator[Tensor]:
-    """All images, in order, each transformed when its batch is asked for: (B, 3, S, S), the last shorter."""
+def evaluation_batches(images: ImagePart, recipe: ImageEvaluation, data: Data) -> Iterator[Tensor]:
+    """All images, in order, each read when its batch is asked for: (B, 3, S, S), the last shorter.
+
+    Nothing is random: the recipe's centre crop, or else the shared square.
+    """
     for start in range(0, len(images), EVALUATION_BATCH):
-        positions = range(start, min(start + EVALUATION_BATCH, len(images)))
-        yield torch.stack([transform(images.image(position)) for position in positions])
+        chosen = [
+            images.image(position) for position in range(start, min(start + EVALUATION_BATCH, len(images)))
+        ]
+        if recipe.evaluation_crop_fraction is None:
+            pixels = np.stack([square_pixels(image, data.image_size) for image in chosen])
+            yield normalise(torch.from_numpy(pixels), data.mean, data.std)
+        else:
+            crop = centre_crop(recipe, data)
+            yield torch.stack([crop(image.convert("RGB")) for image in chosen])
 
 
 def evaluation_result(

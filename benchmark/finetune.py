@@ -10,16 +10,15 @@ from benchmark.augment import (
     AugmentedBatches,
     MakeBatch,
     MixedBatches,
-    evaluation_transform,
     training_transform,
 )
 from benchmark.batches import Batch
 from benchmark.classification import (
     Classification,
     backbone_of,
+    evaluation_batches,
     evaluation_result,
     predict,
-    transformed_batches,
 )
 from benchmark.data import ImagePart
 from benchmark.recipe import train_recipe
@@ -83,7 +82,7 @@ def run(context: CellContext) -> StageResult:
         make_batch=make_batch,
         layer_decay=recipe.layer_decay,
     )
-    inputs = transformed_batches(evaluated, evaluation_transform(recipe, protocol.data))
+    inputs = evaluation_batches(evaluated, recipe, protocol.data)
     predicted = predict(classifier.eval(), inputs, device=context.runtime.device)
     return evaluation_result(context, result, evaluated, predicted)
 

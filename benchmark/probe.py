@@ -16,15 +16,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from benchmark.augment import AugmentedBatches, MakeBatch, evaluation_transform, training_transform
+from benchmark.augment import AugmentedBatches, MakeBatch, training_transform
 from benchmark.batches import Batch
 from benchmark.classification import (
     EVALUATION_BATCH,
     Classification,
     backbone_of,
+    evaluation_batches,
     evaluation_result,
     predict,
-    transformed_batches,
 )
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
@@ -92,15 +92,14 @@ def run(context: CellContext) -> StageResult:
     trunk = build_trunk(context.trunk(drop_path=0.0))
     trunk.load_state_dict(backbone_of(context), strict=True)
     frozen = FrozenTrunk(trunk, features=recipe.features, device=device)
-    as_measured = evaluation_transform(recipe, protocol.data)
-    evaluated_features = frozen.of_all(transformed_batches(evaluated, as_measured))
+    evaluated_features = frozen.of_all(evaluation_batches(evaluated, recipe, protocol.data))
     make_batch: MakeBatch
     if recipe.resized_crop_scale is not None or recipe.horizontal_flip:
         classifier = seeded_classifier(evaluated_features, len(labelled.classes), seed=context.seed)
         objective: Classification = ClassificationOfImages(classifier, frozen)
         make_batch = AugmentedBatches(labelled, training_transform(recipe, protocol.data), seed=context.seed)
     else:
-        features = frozen.of_all(transformed_batches(labelled, as_measured))
+        features = frozen.of_all(evaluation_batches(labelled, recipe, protocol.data))
         if recipe.whiten:
             features, evaluated_features = whitened(features, evaluated_features)
         classifier = seeded_classifier(features, len(labelled.classes), seed=context.seed)

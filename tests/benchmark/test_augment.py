@@ -20,7 +20,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomCrop, RandomHorizontalFlip
 
 from benchmark import augment, batches, engine, transforms
-from benchmark.augment import AugmentedBatches, evaluation_transform, seeded_generators, training_transform
+from benchmark.augment import AugmentedBatches, centre_crop, seeded_generators, training_transform
+from benchmark.classification import evaluation_batches
 from benchmark.data import ImagePart, open_part
 from benchmark.transforms import normalise
 from protocols import load_protocol
@@ -174,7 +175,8 @@ def test_grey_images_are_augmented_as_colour() -> None:
     assert part.image(0).mode == "L"
     transform = training_transform(recipe(), DATA)
     assert transform(part.image(0)).shape == (3, 28, 28)
-    assert evaluation_transform(recipe(), DATA)(part.image(0)).shape == (3, 28, 28)
+    (measured,) = evaluation_batches(part, recipe(), DATA)
+    assert measured.shape == (len(part), 3, 28, 28)
 
 
 @pytest.mark.parametrize("policy", ["rand-x3", "rand-m9.5", "rand-n1.5", "rand-t1", "rand", "augmix-m3"])
@@ -188,7 +190,7 @@ def test_a_policy_that_timm_would_misread_is_refused_by_the_schema(policy: str) 
 
 def test_evaluation_cuts_the_centre_of_the_resized_image() -> None:
     """28 / 0.9 is 31 rounded down; 56 x 40 becomes 43 x 31, whose centre begins at (8, 2)."""
-    ours = evaluation_transform(recipe(evaluation_crop_fraction=0.9), DATA)
+    ours = centre_crop(recipe(evaluation_crop_fraction=0.9), DATA)
     timms = create_transform(
         28, is_training=False, crop_pct=0.9, interpolation="bicubic", mean=DATA.mean, std=DATA.std
     )
@@ -203,13 +205,12 @@ def test_evaluation_cuts_the_centre_of_the_resized_image() -> None:
 def test_evaluation_uses_the_recipes_interpolation() -> None:
     image = PHOTOGRAPHS.image(0)
     by_hand = image.resize((39, 28), Image.Resampling.BILINEAR).crop((6, 0, 34, 28))
-    ours = evaluation_transform(recipe(evaluation_crop_fraction=1.0, interpolation="bilinear"), DATA)(image)
+    ours = centre_crop(recipe(evaluation_crop_fraction=1.0, interpolation="bilinear"), DATA)(image)
     assert torch.equal(ours, normalised(torch.from_numpy(np.array(by_hand)).permute(2, 0, 1)))
 
 
 def test_evaluation_without_a_fraction_is_the_shared_square() -> None:
-    transform = evaluation_transform(recipe(evaluation_crop_fraction=None), DATA)
-    ours = torch.stack([transform(image) for image in PHOTOGRAPHS.images()])
+    (ours,) = evaluation_batches(PHOTOGRAPHS, recipe(evaluation_crop_fraction=None), DATA)
     assert torch.equal(ours, normalise(torch.from_numpy(PHOTOGRAPHS.pixels(28)), DATA.mean, DATA.std))
 
 

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.transforms import CenterCrop, InterpolationMode, Normalize, RandomHorizontalFlip, Resize
 
-from benchmark.augment import MixedBatches, evaluation_transform, training_transform
+from benchmark.augment import MixedBatches, centre_crop, training_transform
 from benchmark.batches import Steps
 from benchmark.optim import build_optimizer, build_schedule
 from methods import build_method
@@ -172,8 +172,8 @@ def test_finetuning_mixes_groups_of_128() -> None:
 @pytest.mark.parametrize("name", ["finetune", "linear-probe", "stanford-cars"])
 def test_evaluation_takes_the_centre_nine_tenths(name: str) -> None:
     recipe = FAIR300.evaluation(name, "vit-b")
-    *_, centre = evaluation_transform(recipe, FAIR300.data).transforms  # type: ignore[arg-type, attr-defined]
-    steps = {type(step): step for step in centre.transforms}
+    centre = centre_crop(recipe, FAIR300.data)  # type: ignore[arg-type]
+    steps = {type(step): step for step in centre.transforms}  # type: ignore[attr-defined]
     assert steps[Resize].size == math.floor(224 / 0.9)
     assert steps[Resize].interpolation == InterpolationMode.BICUBIC
     assert tuple(steps[CenterCrop].size) == (224, 224)
