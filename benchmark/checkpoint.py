@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from benchmark.layout import BEGUN_NAME
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file, write_atomically
 
@@ -65,6 +66,7 @@ def clear_checkpoints(folder: Path) -> None:
         path.unlink()
     for leftover in folder.glob(".step-*"):
         leftover.unlink()
+    (folder / BEGUN_NAME).unlink(missing_ok=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

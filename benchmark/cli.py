@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from benchmark.commands import COMMANDS, load_command
-from benchmark.commands.options import Parser
+from benchmark.commands.options import Parser, names_protocol
 from protocols.errors import HarnessError, unknown
 
 DONE = 0
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "run"
         if given and not given[0].startswith("-"):
             name = given.pop(0)
+            if name not in COMMANDS and names_protocol(name):
+                raise HarnessError(f"{name!r} is no command but a protocol; did you mean --protocol {name}?")
             if name not in COMMANDS:
                 raise unknown("command", name, COMMANDS)
         command = load_command(name)
@@ -36,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _explain(f"error: {error}", is_debugging)
         return error.exit_code
     except OSError as error:
-        _explain(f"error: {error.filename or 'standard output'}: {error.strerror}", is_debugging)
+        _explain(
+            f"error: {error.filename or 'standard output'}: {error.strerror}; {_remedy(error)}", is_debugging
+        )
         return HarnessError.exit_code
     except KeyboardInterrupt:
         return 130
@@ -50,6 +55,18 @@ def build_parser(name: str) -> Parser:
     # Read above, before any command is known; named here for the help.
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about an error of the file system that no command foresees."""
+    remedies = {
+        errno.EISDIR: "a file belongs there: move the folder away",
+        errno.ENOTDIR: "a folder belongs there, or above it: give another, or move the file away",
+        errno.EACCES: "give yourself the permission, or another folder",
+        errno.EROFS: "give a folder that can be written to",
+        errno.ENOSPC: "make room, and give the same command again",
+    }
+    return remedies.get(error.errno or 0, "--debug shows where this happened")
 
 
 def _explain(text: str, is_debugging: bool) -> None:

@@ -27,7 +27,8 @@ from benchmark.layout import cell_folder
 from benchmark.plan import Cell
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime
-from leaderboard.record import Record, read_record
+from benchmark.survey import present_sources
+from leaderboard.record import Compliance, Record, read_record, write_record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
@@ -74,16 +75,20 @@ def execute(
     *,
     display: Display,
     redo_failed: bool = False,
-    redo: Collection[str] = (),
+    redo_stale: bool = False,
+    stale: Collection[str] = (),
 ) -> list[Record]:
     """Run what is not done yet; returns one record for every cell of the plan, in its order.
 
-    `redo` holds ids of cells to run again from their start though they are recorded or begun: the stale
-    ones, if they are to be redone. Raises Stopped after ending its children when a signal arrives, and
-    HarnessError if the work dir cannot be used or another run is using it.
+    With `redo_stale` the cells whose ids are in `stale` run again, and so does every cell whose parent is
+    made anew by this run; trainings begun with other code or parents begin again. Raises Stopped after
+    ending its children when a signal arrives, and HarnessError if the work dir cannot be used or another
+    run is using it.
     """
     with _exclusive(work_dir / protocol.name), _signals():
-        return _Execution(plan, protocol, runtime, work_dir, display, redo_failed, redo).run()
+        return _Execution(
+            plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale)
+        ).run()
 
 
 class _Execution:
@@ -95,10 +100,13 @@ class _Execution:
         work_dir: Path,
         display: Display,
         redo_failed: bool,
-        redo: Collection[str],
+        redo_stale: bool,
+        stale: frozenset[str],
     ) -> None:
         self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
-        self.redo = frozenset(redo)
+        self.redo_stale = redo_stale
+        # The code as it is now, before any of it is loaded.
+        self.sources = present_sources()
         self.display = display
         self.records: dict[str, Record] = {}
         self.starts: dict[str, int] = {}
@@ -114,8 +122,8 @@ class _Execution:
             settled = record is not None and (
                 record.status == "done" or (record.status == "failed" and not redo_failed)
             )
-            if record is not None and settled and cell.id not in self.redo:
-                self.records[cell.id] = record
+            if record is not None and settled and not (redo_stale and cell.id in stale):
+                self.records[cell.id] = self._as_clean(cell, record)
 
     def run(self) -> list[Record]:
         try:
@@ -145,7 +153,8 @@ class _Execution:
             runtime=self.runtime,
             work_dir=self.work_dir,
             slot=slot,
-            redo_stale=cell.id in self.redo,
+            sources=self.sources,
+            redo_stale=self.redo_stale,
         )
         process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
         try:
@@ -179,6 +188,11 @@ class _Execution:
         for cell in self.plan:
             bad = [parent for parent in cell.parents if self._has_ended_badly(parent)]
             if bad and cell.id not in self.records:
+                earlier = read_record(cell_folder(self.work_dir, self.protocol.name, cell.id))
+                if earlier is not None and earlier.status == "done":
+                    # It was to be made anew; what it was made from before still stands in its record.
+                    self.records[cell.id] = earlier
+                    continue
                 record = self._write(cell, "skipped", f"cell {bad[0]}, which this one needs, did not succeed")
                 self._settle(cell, record)
 
@@ -199,6 +213,22 @@ class _Execution:
     def _settle(self, cell: Cell, record: Record) -> None:
         self.records[cell.id] = record
         self.display.ended(cell, record)
+        if not self.redo_stale:
+            return
+        digest = record.artefact_digest
+        for child in self.plan:
+            known = self.records.get(child.id)
+            # What it was made from is no longer there: it is made anew, too.
+            if known is not None and known.parents.get(cell.id, digest) != digest:
+                del self.records[child.id]
+
+    def _as_clean(self, cell: Cell, record: Record) -> Record:
+        """A cell that was explored under --set and is now the protocol's own is what the id says: clean."""
+        if cell.is_modified or record.status != "done" or record.compliance.status != "modified":
+            return record
+        clean = record.model_copy(update={"compliance": Compliance(status="clean")})
+        write_record(cell_folder(self.work_dir, self.protocol.name, cell.id), clean)
+        return clean
 
     def _is_live(self, cell: Cell) -> bool:
         return any(one.cell.id == cell.id for one in self.live)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from protocols.schema import Protocol
 class Job:
     """A cell and where to run it. `slot` numbers the GPU of a machine with several.
 
-    `redo_stale` drops checkpoints that come from other code of the cell's method.
+    `sources` are the digests of the code as the run began; `redo_stale` drops checkpoints that come from
+    other code, or other parents, than there are now.
     """
 
     cell: Cell
@@ -22,6 +24,7 @@ class Job:
     runtime: Runtime
     work_dir: Path
     slot: int
+    sources: Mapping[str, str]
     redo_stale: bool = False
 
 

@@ -11,7 +11,7 @@ ATTEMPTS_NAME = "attempts.jsonl"
 LOG_NAME = "log"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
-SOURCE_NAME = "source"  # in the checkpoints' folder: the digest of the method's code that they come from
+BEGUN_NAME = "begun.json"  # in the checkpoints' folder: the code and the parents that they come from
 
 
 def cell_folder(work_dir: Path, protocol: str, cell_id: str) -> Path:

@@ -140,6 +140,8 @@ def select(
 def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
     if names == ["none"]:
         return ()
+    if "none" in names:
+        raise HarnessError("--views none stands alone: it takes every combination of what the options name")
     given = [each for name in names for each in (protocol.views if name == "all" else (name,))]
     for name in given:
         if name not in protocol.views:
@@ -161,12 +163,28 @@ def make_plan(protocol: Protocol, selection: Selection) -> list[Cell]:
             planner.view = view
             for cells in protocol.views[view].cells:
                 planner.add(_narrowed(cells, selection), seed)
+    _check_taken(planner.cells.values(), protocol, selection)
     if not planner.cells:
         raise HarnessError(
             f"no view of protocol {protocol.name} holds such a cell ({', '.join(selection.views)}); "
             "--views none takes every combination of what the options name"
         )
     return [replace(cell, views=tuple(planner.needed_by[cell_id])) for cell_id, cell in planner.cells.items()]
+
+
+def _check_taken(cells: Iterable[Cell], protocol: Protocol, selection: Selection) -> None:
+    """HarnessError for a name that the options give and no cell of the views takes: nothing goes unsaid."""
+    planned = list(cells)
+    if not planned or not selection.views:
+        return
+    for kind in sorted(selection.narrowed):
+        taken = {getattr(cell, kind.removesuffix("s")) for cell in planned}
+        idle = [name for name in getattr(selection, kind) if name not in taken]
+        if idle:
+            raise HarnessError(
+                f"--{kind} {' '.join(idle)}: no view of protocol {protocol.name} holds such a cell beside "
+                "the other options; leave it out, or take every combination with --views none"
+            )
 
 
 def mark_modified(plan: Iterable[Cell], original: Protocol, selection: Selection) -> list[Cell]:
@@ -220,6 +238,17 @@ class _Planner:
             for source, evaluation in product(cells.tokenizers, cells.evaluations):
                 self.token_classification(evaluation, source, seed)
         names, values = list(cells.hyperparameters), list(cells.hyperparameters.values())
+        for method in cells.methods:
+            pretrains = method_spec(method).pretrains
+            if (pretrains and not cells.tokenizers) or (names and not pretrains):
+                raise HarnessError(
+                    f"view {self.view} of protocol {self.protocol.name} names method {method} "
+                    + (
+                        "without a tokenizer to pre-train on"
+                        if pretrains
+                        else "with hyperparameters to try, of which it has none"
+                    )
+                )
         for trunk, method in product(cells.trunks, cells.methods):
             tokenizers = cells.tokenizers if method_spec(method).pretrains else (None,)
             for tokenizer, trial in product(tokenizers, product(*values)):

@@ -11,7 +11,7 @@ from benchmark.plan import Cell
 from benchmark.runtime import Runtime
 from benchmark.survey import CellState
 from protocols.errors import HarnessError
-from protocols.recipes import FineTuning, LinearProbe
+from protocols.recipes import FineTuning, LinearProbe, Optimisation
 from protocols.schema import Protocol
 
 
@@ -49,7 +49,10 @@ def check_images(plan: Sequence[Cell], protocol: Protocol) -> None:
     for data_set, name, part in parts:
         if data_set in EMBEDDED_SETS:
             open_part(data_set, name, part)
-    for evaluation, trunk in {cell.evaluation: cell.trunk for cell in plan if cell.evaluation}.items():
+    recipe: Optimisation = protocol.pretraining
+    if any(cell.stage == "pretrain" for cell in plan):
+        _check_fills_a_batch("pretraining", recipe, protocol.data.pretraining.count)
+    for evaluation, trunk in {(cell.evaluation, cell.trunk) for cell in plan if cell.evaluation}:
         recipe = protocol.evaluation(evaluation, trunk)
         training = protocol.data.training
         if isinstance(recipe, LinearProbe) and recipe.transfer_set is not None:
@@ -59,6 +62,15 @@ def check_images(plan: Sequence[Cell], protocol: Protocol) -> None:
                 f"evaluation {evaluation} of protocol {protocol.name} asks for {recipe.labelled_images} "
                 f"labelled images; its training part has {training.count}"
             )
+        _check_fills_a_batch(f"evaluation {evaluation}", recipe, recipe.labelled_images)
+
+
+def _check_fills_a_batch(what: str, recipe: Optimisation, images: int) -> None:
+    if images < recipe.global_batch:
+        raise HarnessError(
+            f"{what}: {images} images do not fill one global batch of {recipe.global_batch}; epochs are cut "
+            "into whole batches"
+        )
 
 
 def world_size() -> int:

@@ -13,6 +13,7 @@ from benchmark import provenance
 from benchmark.layout import ATTEMPTS_NAME, cell_folder
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
+from benchmark.survey import present_sources
 from leaderboard.record import (
     Attempt,
     Compliance,
@@ -25,9 +26,7 @@ from leaderboard.record import (
     read_record,
     write_record,
 )
-from methods import method_spec
 from protocols.schema import Protocol
-from tokenizers import tokenizer_spec
 
 if TYPE_CHECKING:
     from benchmark.stage import StageResult
@@ -78,12 +77,17 @@ def write_cell_record(
     *,
     status: Literal["done", "failed", "skipped"],
     result: StageResult | None = None,
+    sources: Mapping[str, str] | None = None,
     error: str | None = None,
     device: str = "",
     peak_memory_bytes: int | None = None,
     was_killed: bool = False,
 ) -> Record:
-    """Build and write the record of `cell`; `was_killed` says that its process ended without a word."""
+    """Build and write the record of `cell`; `was_killed` says that its process ended without a word.
+
+    `sources` are the digests of the code that made it, by default of the code as it is.
+    """
+    sources = present_sources() if sources is None else sources
     outcome: Outcome = "done" if status == "done" else "failed"
     folder = cell_folder(work_dir, protocol.name, cell.id)
     data = protocol.data
@@ -95,8 +99,8 @@ def write_cell_record(
         protocol=ProtocolUse(name=protocol.name, version=protocol.version, slices=dict(cell.slices)),
         resolved=resolved_values(cell, protocol),
         compliance=Compliance(status="modified" if deviations else "clean", deviations=deviations),
-        method=_method(cell),
-        tokenizer=(result.tokenizer if result else None) or _tokenizer(cell, protocol, work_dir),
+        method=_method(cell, sources),
+        tokenizer=_tokenizer(cell, protocol, work_dir, result, sources),
         trunk=cell.trunk,
         data_set=DataUse(
             name=result.data.data_set if result else data.name,
@@ -135,37 +139,44 @@ def resolved_values(cell: Cell, protocol: Protocol) -> dict[str, dict[str, Any]]
 
 
 def _deviations(cell: Cell, protocol: Protocol, work_dir: Path) -> tuple[str, ...]:
-    """What of --set moved this cell: values of its own slices and hyperparameters, and its parents'.
+    """What of --set moved this cell: values of its own slices, its method's own, and its parents'.
 
     A cell that none of them touches has the id, and the record, that it has without --set.
     """
     if not cell.is_modified:
         return ()
     names = [name for name, _ in cell.slices]
-    if cell.stage == "pretrain":
-        assert cell.method is not None
+    if cell.method is not None:
         assert cell.trunk is not None
         names.append(f"method:{protocol.method_key(cell.method, cell.trunk)}")
     found = dict.fromkeys(protocol.deviations_of(names))
     for record in _parent_records(cell, protocol, work_dir).values():
         found |= dict.fromkeys(record.compliance.deviations if record else ())
-    return tuple(found)
+    # A modified cell is never without a deviation: nothing may pass it off as clean.
+    return tuple(found) or protocol.deviations
 
 
-def _method(cell: Cell) -> MethodUse | None:
+def _method(cell: Cell, sources: Mapping[str, str]) -> MethodUse | None:
     if cell.method is None:
         return None
-    return MethodUse(name=cell.method, source_digest=method_spec(cell.method).source_digest)
+    return MethodUse(name=cell.method, source_digest=sources[f"method:{cell.method}"])
 
 
-def _tokenizer(cell: Cell, protocol: Protocol, work_dir: Path) -> TokenizerUse | None:
-    """As the parent recorded it; by name alone where there is no parent's record yet."""
+def _tokenizer(
+    cell: Cell, protocol: Protocol, work_dir: Path, result: StageResult | None, sources: Mapping[str, str]
+) -> TokenizerUse | None:
+    """As the stage or the parent says it; by name alone where there is no parent's record yet."""
     if cell.tokenizer is None:
         return None
+    code = sources.get(f"tokenizer:{cell.tokenizer}", "")
+    if cell.stage == "tokenise" and result is not None and result.tokenizer is not None:
+        return result.tokenizer.model_copy(update={"source_digest": code})
+    if result is not None and result.tokenizer is not None:
+        return result.tokenizer
     for record in _parent_records(cell, protocol, work_dir).values():
         if record is not None and record.tokenizer is not None:
             return record.tokenizer
-    return TokenizerUse(name=cell.tokenizer, source_digest=tokenizer_spec(cell.tokenizer).source_digest())
+    return TokenizerUse(name=cell.tokenizer, source_digest=code)
 
 
 def _parents(cell: Cell, protocol: Protocol, work_dir: Path) -> dict[str, str]:

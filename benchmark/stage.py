@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from benchmark.interrupt import StopFlag
 from benchmark.layout import cell_folder
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
+from benchmark.survey import present_sources
 from leaderboard.record import Metric, Record, TokenizerUse, read_record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol, TrunkSpec
@@ -17,13 +19,17 @@ from protocols.schema import Protocol, TrunkSpec
 
 @dataclass(frozen=True, kw_only=True)
 class CellContext:
-    """One cell in its surroundings. `folder` is the cell's own; nothing else is written to but stores."""
+    """One cell in its surroundings. `folder` is the cell's own; nothing else is written to but stores.
+
+    `sources` are the digests of the code that the run began with (benchmark/survey.py).
+    """
 
     cell: Cell
     protocol: Protocol
     runtime: Runtime
     work_dir: Path
     stop: StopFlag = field(default_factory=StopFlag)
+    sources: Mapping[str, str] = field(default_factory=present_sources)
 
     @property
     def folder(self) -> Path:
@@ -46,10 +52,14 @@ class CellContext:
         assert self.cell.trunk is not None
         return self.protocol.trunk_spec(self.cell.trunk, drop_path=drop_path)
 
+    def record(self, cell_id: str) -> Record | None:
+        """The record of another cell, None if there is none."""
+        return read_record(cell_folder(self.work_dir, self.protocol.name, cell_id))
+
     def parent(self) -> Record:
         """The one parent's record. Raises HarnessError unless it is done."""
         (parent_id,) = self.cell.parents
-        record = read_record(cell_folder(self.work_dir, self.protocol.name, parent_id))
+        record = self.record(parent_id)
         if record is None or record.status != "done":
             raise HarnessError(f"cell {parent_id}, which this one needs, is not done")
         return record

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.inputs import Missing, missing_inputs
-from benchmark.layout import CHECKPOINTS_NAME, SOURCE_NAME, cell_folder
+from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder
 from benchmark.metrics import newest_metrics
 from benchmark.plan import Cell
 from leaderboard.record import Record, read_record
@@ -106,6 +107,10 @@ def _state(
     if is_locked(folder):
         return "running", ()
     if record is not None and record.status == "done":
+        lost = missing_artefacts(record, folder)
+        if lost:
+            remedy = f"restore it, or delete the folder {folder} and run again"
+            return "damaged", (f"{', '.join(lost)} is missing; {remedy}",)
         return ("stale", stale[cell.id]) if cell.id in stale else ("done", ())
     if record is not None and record.status == "failed":
         return "failed", ((record.error or "no reason was recorded").splitlines()[0],)
@@ -114,23 +119,51 @@ def _state(
     waiting = [parent for parent in cell.parents if parents[parent].state in ("blocked", "failed", "damaged")]
     if waiting:
         return "blocked", (f"needs {waiting[0]}, which is {parents[waiting[0]].state}",)
-    if any((folder / CHECKPOINTS_NAME).glob("step-*.sha256")):
-        changed = code_changed_since_begun(cell, folder, sources)
-        return ("stale", (changed,)) if changed else ("resumable", ())
-    return "to do", ()
+    if not any((folder / CHECKPOINTS_NAME).glob("step-*.sha256")):
+        return "to do", ()
+    known = {name: parents[name].record for name in cell.parents}
+    digests = {name: record.artefact_digest for name, record in known.items() if record is not None}
+    changed = changed_since_begun(folder, begun_with(cell, sources, digests))
+    stale_parents = [name for name in cell.parents if parents[name].state == "stale"]
+    if not changed and stale_parents:
+        changed = f"it was begun on its parent {stale_parents[0]}, which is stale"
+    return ("stale", (changed,)) if changed else ("resumable", ())
 
 
-def code_changed_since_begun(cell: Cell, folder: Path, sources: Mapping[str, str]) -> str | None:
-    """A sentence if the checkpoints in `folder` come from other code of the cell's method than it is now."""
-    if cell.method is None:
+def missing_artefacts(record: Record, folder: Path) -> list[str]:
+    """Files that the record names and that are not there; their bytes are checked where they are read."""
+    work_dir = folder.parent.parent.parent
+    return [
+        name
+        for name in record.artefacts
+        if not ((work_dir if name.startswith("tokens/") else folder) / name).is_file()
+    ]
+
+
+def begun_with(cell: Cell, sources: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, str]:
+    """What a training of `cell` is begun with: digests of its method's code and of its parents' files."""
+    code = {f"method:{cell.method}": sources[f"method:{cell.method}"]} if cell.method else {}
+    return code | {f"parent:{parent}": parents[parent] for parent in cell.parents if parent in parents}
+
+
+def changed_since_begun(folder: Path, now: Mapping[str, str]) -> str | None:
+    """A sentence if the checkpoints in `folder` come from other code, or other parents, than `now`."""
+    checkpoints = folder / CHECKPOINTS_NAME
+    if not any(checkpoints.glob("step-*.sha256")):
         return None
     try:
-        begun = (folder / CHECKPOINTS_NAME / SOURCE_NAME).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+        begun = json.loads((checkpoints / BEGUN_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
-    if begun == sources.get(f"method:{cell.method}", begun):
+    changed = [name for name, digest in now.items() if isinstance(begun, dict) and begun.get(name) != digest]
+    if not changed:
         return None
-    return f"it was begun with other code of method {cell.method}"
+    kind, _, name = changed[0].partition(":")
+    return (
+        f"it was begun with other code of method {name}"
+        if kind == "method"
+        else (f"it was begun on an earlier version of its parent {name}")
+    )
 
 
 def is_locked(folder: Path) -> bool:

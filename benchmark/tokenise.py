@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,15 +17,16 @@ from benchmark.stage import CellContext, StageResult
 from leaderboard.record import Metric, TokenizerUse
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
-from tokenizers import build_tokenizer, tokenizer_spec
+from tokenizers import build_tokenizer
 from tokenizers.base import WEIGHTS_NAME, Tokenizer
-from tokenizers.store import MANIFEST_NAME, open_store, write_tokens
+from tokenizers.store import MANIFEST_NAME, TokenStore, open_store, write_tokens
 
 BATCH = 64
+log = logging.getLogger(__name__)
 
 
 def run(context: CellContext) -> StageResult:
-    """Fit, encode and store; an existing store of the same tokens is verified and taken as it is."""
+    """Fit, encode and store; an existing whole store of the same tokens stays as it is."""
     started = time.perf_counter()
     name = context.cell.tokenizer
     assert name is not None
@@ -35,16 +39,24 @@ def run(context: CellContext) -> StageResult:
     base = f"tokens/{name}-{tokenizer.digest[:12]}"
     path = f"{base}/{images.data_set}-{images.digest[:12]}"
     folder = context.work_dir / path
-    if not folder.is_dir():
-        tokenizer.save(context.work_dir / base)
-        write_tokens(
-            folder,
-            tokenizer=tokenizer,
-            data_name=images.data_set,
-            data_digest=images.digest,
-            image_ids=images.image_ids,
-            tokens=tokens,
-        )
+    tokenizer.save(context.work_dir / base)
+    # Written beside what may be there: weights and configuration name a store, the code that encoded
+    # with them does not.
+    fresh = folder.with_name(f".{folder.name}.{context.cell.id}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_tokens(
+        fresh,
+        tokenizer=tokenizer,
+        data_name=images.data_set,
+        data_digest=images.digest,
+        image_ids=images.image_ids,
+        tokens=tokens,
+    )
+    if is_same_store(folder, open_store(fresh)):
+        shutil.rmtree(fresh)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
     store = open_store(folder)
     made_by = (store.manifest.tokenizer.digest, store.manifest.data_digest)
     if made_by != (tokenizer.digest, images.digest):
@@ -70,10 +82,20 @@ def run(context: CellContext) -> StageResult:
         tokenizer=TokenizerUse(
             name=name,
             digest=tokenizer.digest,
-            source_digest=tokenizer_spec(name).source_digest(),
             teacher=tokenizer.teacher,
         ),
     )
+
+
+def is_same_store(folder: Path, fresh: TokenStore) -> bool:
+    """True if `folder` holds a whole store of the very tokens of `fresh`."""
+    if not folder.is_dir():
+        return False
+    try:
+        return open_store(folder).digest == fresh.digest
+    except HarnessError as error:
+        log.warning("the store that was there is replaced: %s", error)
+        return False
 
 
 def _batches(tokenizer: Tokenizer, images: ImagePart) -> Iterator[Tensor]:

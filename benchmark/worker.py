@@ -7,6 +7,7 @@ another process runs this cell.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -25,11 +26,11 @@ from benchmark import finetune, pretrain, probe, provenance, tokenise
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.interrupt import Interrupted
 from benchmark.job import Job
-from benchmark.layout import CHECKPOINTS_NAME, LOG_NAME, SOURCE_NAME
+from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOG_NAME
 from benchmark.record_cell import note_attempt, write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
-from benchmark.survey import code_changed_since_begun, present_sources
+from benchmark.survey import begun_with, changed_since_begun, present_sources
 from leaderboard.record import RECORD_NAME
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
@@ -48,7 +49,13 @@ log = logging.getLogger(__name__)
 def run_job(job: Job) -> None:
     """Run the job's cell in this child process; always ends by SystemExit with the codes above."""
     _die_with_parent()
-    context = CellContext(cell=job.cell, protocol=job.protocol, runtime=job.runtime, work_dir=job.work_dir)
+    context = CellContext(
+        cell=job.cell,
+        protocol=job.protocol,
+        runtime=job.runtime,
+        work_dir=job.work_dir,
+        sources=job.sources,
+    )
     context.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(context.folder / LOG_NAME)
     with (context.folder / ".lock").open("w") as lock:
@@ -70,7 +77,8 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
     cell, protocol, runtime = context.cell, context.protocol, context.runtime
     try:
         note_attempt(context.folder, event="start", pid=str(os.getpid()))
-        _check_source(context, redo_stale=redo_stale)
+        _check_sources(context)
+        _check_begun(context, redo_stale=redo_stale)
         _prepare_device(runtime, slot)
         result = STAGES[cell.stage](context)
         peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
@@ -84,6 +92,7 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
                 context.work_dir,
                 status="done",
                 result=result,
+                sources=context.sources,
                 device=device,
                 peak_memory_bytes=peak,
             )
@@ -95,26 +104,46 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
         traceback.print_exc()
         text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
         with context.stop.deferred():
-            write_cell_record(cell, protocol, runtime, context.work_dir, status="failed", error=text[:2000])
+            write_cell_record(
+                cell,
+                protocol,
+                runtime,
+                context.work_dir,
+                status="failed",
+                sources=context.sources,
+                error=text[:2000],
+            )
             note_attempt(context.folder, event="failed")
         return 1
 
 
-def _check_source(context: CellContext, *, redo_stale: bool) -> None:
-    """A training goes on only with the code of its method that it was begun with."""
-    if context.cell.method is None:
-        return
-    sources, checkpoints = present_sources(), context.folder / CHECKPOINTS_NAME
-    changed = code_changed_since_begun(context.cell, context.folder, sources)
+def _check_begun(context: CellContext, *, redo_stale: bool) -> None:
+    """A training goes on only with the code of its method, and on the parents, that it was begun with."""
+    records = {name: context.record(name) for name in context.cell.parents}
+    parents = {name: record.artefact_digest for name, record in records.items() if record is not None}
+    now, checkpoints = begun_with(context.cell, context.sources, parents), context.folder / CHECKPOINTS_NAME
+    changed = changed_since_begun(context.folder, now)
     if changed and not redo_stale:
         raise HarnessError(
             f"{changed}, and would end as neither the one nor the other; --redo-failed --redo-stale trains "
-            "it again from its start, or restore that code to go on"
+            "it again from its start, or restore what it was begun with to go on"
         )
     if changed:
         log.warning("%s: its checkpoints are dropped", changed)
         clear_checkpoints(checkpoints)
-    write_atomically(checkpoints / SOURCE_NAME, sources[f"method:{context.cell.method}"] + "\n")
+    write_atomically(checkpoints / BEGUN_NAME, json.dumps(now, indent=1) + "\n")
+
+
+def _check_sources(context: CellContext) -> None:
+    """The code on disk must be the code that this run began with: modules are loaded from either."""
+    present = present_sources()
+    used = (f"method:{context.cell.method}", f"tokenizer:{context.cell.tokenizer}")
+    for name in used:
+        if present.get(name) != context.sources.get(name):
+            raise HarnessError(
+                f"the code of {name.replace(':', ' ')} changed while this run was going on; start the "
+                "command again with --redo-failed, so that the whole cell runs with one version of it"
+            )
 
 
 def _locked(lock: IO[str]) -> bool:

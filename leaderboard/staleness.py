@@ -48,7 +48,10 @@ def _own_causes(record: Record, known: Mapping[str, Record], sources: Mapping[st
             causes.append(f"method {method.name}'s code has changed since")
     for cell_id, digest in sorted(record.parents.items()):
         parent = known.get(cell_id)
-        if parent is None or parent.artefact_digest == digest:
+        if parent is None:
+            causes.append(f"parent {cell_id} has no record any more")
+            continue
+        if parent.artefact_digest == digest:
             continue
         if parent.status == "done":
             causes.append(f"parent {cell_id} was made anew since")

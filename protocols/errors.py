@@ -21,12 +21,15 @@ class ProtocolViolation(HarnessError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists the known names, the ones most like `name` first where there are many."""
+    """A sentence that lists the known names; where there are many, those like `name`, or the first few."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > MOST_LISTED and close:
+        also = [one for one in difflib.get_close_matches(name, names, n=3, cutoff=0.75) if one != close[0]]
+        return hint.rstrip() + (f" also near: {', '.join(also)}" if also else "")
     if len(names) > MOST_LISTED:
-        return f"{hint}the nearest of {len(names)}: {', '.join(close or names[:5])}"
+        return f"known: {', '.join(names[:5])} and {len(names) - 5} more"
     return f"{hint}known: {', '.join(names) if names else 'none'}"
 
 

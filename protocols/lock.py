@@ -7,6 +7,7 @@ that JSON, so that a difference can be shown field by field. Lines are added, ne
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,24 @@ def unlocked_slices(protocol: Protocol) -> list[str]:
 def check_lock(protocol: Protocol, *, file: str) -> None:
     """ProtocolViolation, with every field that differs, if a released slice is not as it was released.
 
-    A slice that the lock does not know yet is no violation: what is finished does not depend on it.
+    A slice that the lock does not know yet is no violation in a file of one's own: what is finished does
+    not depend on it. A protocol that comes with the harness must be locked whole.
     """
-    released = read_lock().get((protocol.name, protocol.version))
-    if released is None:
-        return
-    digests = protocol.slices
+    released = read_lock().get((protocol.name, protocol.version), {})
+    unlocked = [name for name in protocol.slices if name not in released] if _is_ours(file) else []
+    if unlocked:
+        raise ProtocolViolation(
+            f"{file}: protocols/{LOCK.name} has no line for {', '.join(unlocked)} of {protocol.name}, "
+            f"version {protocol.version}; if lines were lost, restore them with git checkout "
+            f"protocols/{LOCK.name}; to release what is new, python run_benchmark.py lock {protocol.name}"
+        )
+    check_released(protocol, file=file)
+
+
+def check_released(protocol: Protocol, *, file: str) -> None:
+    """ProtocolViolation if a slice that is locked differs; slices that are not locked are not looked at."""
+    released, digests = read_lock().get((protocol.name, protocol.version), {}), protocol.slices
+    is_ours = _is_ours(file)
     differing = [name for name, values in released.items() if digests.get(name) != digest_of(values)]
     if not differing:
         return
@@ -79,9 +92,7 @@ def check_lock(protocol: Protocol, *, file: str) -> None:
         "A changed slice is another protocol. To keep the change, under a name of its own:",
         f"  python run_benchmark.py fork {_quoted(file, protocol.name)} NEW_NAME",
         "To look at a value without keeping it: --set SLICE.FIELD=VALUE. To undo the change:",
-        f"  git checkout {file}"
-        if file.endswith(f"protocols/{protocol.name}.yaml")
-        else "  restore the file",
+        f"  git checkout {shlex.quote(file)}" if is_ours else "  restore the file",
     ]
     raise ProtocolViolation("\n".join(lines))
 
@@ -135,4 +146,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _quoted(file: str, name: str) -> str:
-    return name if Path(file).parent == LOCK.parent else file
+    return name if _is_ours(file) else shlex.quote(file)
+
+
+def _is_ours(file: str) -> bool:
+    """True for a protocol that comes with the harness."""
+    return Path(file).resolve().parent == Path(__file__).resolve().parent

@@ -51,6 +51,27 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _NULLS = ("", "~", "null", "Null", "NULL")
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+# pydantic's kinds of mistakes as sentences; {} is the bound or the choice that it names.
+_SENTENCES = {
+    "missing": "is missing",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a group of names with values",
+    "model_type": "must be a group of names with values",
+    "model_attributes_type": "must be a group of names with values",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be greater than or equal to {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be less than or equal to {le:g}",
+    "multiple_of": "must be a multiple of {multiple_of:g}",
+}
 _SCALAR_TAGS = ("bool", "int", "float", "str")
 
 
@@ -85,12 +106,26 @@ class Reader:
 
     def error(self, path: str, message: str) -> HarnessError:
         """The error about the value at `path`: the line of it, or of the nearest group that has one."""
-        if path in self.overridden:
-            return HarnessError(f"--set {path}={self.overridden[path]:.80}: {message}")
+        if self.overridden:
+            return HarnessError(f"{self._blamed(path)}: {message}")
         where = path
         while where and where not in self.lines:
             where = where.rpartition(".")[0]
         return HarnessError(f"{self.file}:{self.lines.get(where, 1)}: {path or 'protocol'}: {message}")
+
+    def _blamed(self, path: str) -> str:
+        """Each --set of the value at `path`, or of a part of what stands there; all of them where none is.
+
+        The file was right without them, so whatever is wrong now is theirs.
+        """
+        near = [
+            one for one in self.overridden if f"{path}.".startswith(f"{one}.") or one.startswith(f"{path}.")
+        ]
+        flags = " ".join(f"--set {one}={self.overridden[one]:.80}" for one in near or self.overridden)
+        if not near and path:
+            return f"{flags}: {path}"
+        item = path.removeprefix(f"{near[0]}.") if near else ""
+        return f"{flags}: item {int(item) + 1}" if item.isdecimal() else flags
 
     def override(self, text: str) -> None:
         """Apply one SLICE.FIELD=VALUE to the tree."""
@@ -270,6 +305,12 @@ class Reader:
         """What pydantic found as (path in the file, message, the trunk that it concerns or '')."""
         location, message = item["loc"], item["msg"].removeprefix("Value error, ")
         value = item["input"]
+        if item["type"] in _SENTENCES:
+            message = _SENTENCES[item["type"]].format(**item.get("ctx", {}))
+        elif item["type"] in ("too_short", "too_long"):
+            least, most = (item["ctx"].get(bound) for bound in ("min_length", "max_length"))
+            bound = "at least one value" if least == 1 else f"{least or most} values"
+            message = f"must have {bound}"
         if not location:
             # What no single field has wrong opens with the path that it is about.
             first, _, rest = message.partition(" ")
@@ -282,7 +323,7 @@ class Reader:
             parts[-1] in _SCALAR_TAGS
         ):
             parts.pop()  # the four branches of "any scalar" say one thing
-            message = "Input should be a number, a text, true or false"
+            message = "must be a number, a text, true or false"
         if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
             path, trunk = self._path_of((*parts, "kind"))
             found = f", got {value['kind']!r:.80}" if path in self.lines else ""

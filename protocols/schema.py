@@ -231,6 +231,9 @@ class Protocol(Frozen):
             trunk = getattr(evaluation, "trunk", None)
             if trunk is not None and trunk not in self.trunks:
                 raise ValueError(f"evaluations.{name} names {trunk!r}, which trunks does not define")
+            if transfer_set is not None and self.transfer_sets[transfer_set].name == self.data.name:
+                held_out = {f"transfer_sets.{transfer_set}.test": self.transfer_sets[transfer_set].test}
+                _check_apart(**held_out, pretraining=self.data.pretraining)
             if evaluation.evaluated_part == "validation" and self.data.validation is None:
                 raise ValueError(f"evaluations.{name} asks for validation images; data has none")
         return self

@@ -1,4 +1,4 @@
-"""Every error that a user can cause, by what causes it: `python -m tests.error_cases > docs/errors.md`.
+"""The errors that a user can cause, by what causes them: `python -m tests.error_cases > docs/errors.md`.
 
 tests/test_errors.py causes each one and checks its exit code, its form and the page.
 """
@@ -27,6 +27,7 @@ from tests.error_settings import (
     cut_tokens,
     damaged_lock,
     delete_backbone,
+    delete_predictions,
     delete_tokens,
     edit_record,
     edited_release,
@@ -39,7 +40,10 @@ from tests.error_settings import (
     mine,
     no_images,
     no_permission,
+    no_permission_to_write,
+    replace_record,
     tampered_images,
+    write_notes,
 )
 
 
@@ -96,6 +100,10 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              remedy="'auto', 'cpu', 'cuda'"),
         Case(title="a protocol", command="--protocol minni", given="'minni'", where="protocol",
              remedy="did you mean 'mini'"),
+        Case(title="a protocol without its option", command="plan mini", given="'mini'",
+             where="stands alone", remedy="did you mean --protocol mini?"),
+        Case(title="a folder as a protocol", command="--protocol mine", setting=folder_of("mine"),
+             given="'mine'", where="--protocol", remedy="is a folder, not a file"),
         Case(title="a protocol's file", command="--protocol other.yaml", given="'other.yaml'",
              where="protocol file", remedy="no protocol file"),
         Case(title="a method", command="--protocol mini --methods mappet", given="'mappet'",
@@ -129,7 +137,10 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         Case(title="a value that is none", command="--protocol mini --set pretraining.epochs=[", given="'['",
              where="--set", remedy="is not a value"),
         Case(title="a value of another type", command="--protocol mini --set pretraining.epochs=many",
-             given="'many'", where="pretraining.epochs", remedy="valid integer"),
+             given="'many'", where="pretraining.epochs", remedy="must be a whole number"),
+        Case(title="values that do not fit together",
+             command="--protocol mini --set pretraining.warmup_epochs=9", given="9",
+             where="--set pretraining.warmup_epochs=9", remedy="must be less than epochs 5"),
         Case(title="a value out of range", command="--protocol mini --set pretraining.drop_path=1.5",
              given="1.5", where="pretraining.drop_path", remedy="less than 1"),
         Case(title="a method's own value out of range",
@@ -174,7 +185,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              given="data.validation.start", where="mine.yaml:", remedy="write {value: ..., source: ...}"),
         Case(title="a wrong type", command=f"{PLAN} mine.yaml",
              setting=mine(EPOCHS, "epochs: {value: five,"), given="'five'", where="pretraining.epochs",
-             remedy="valid integer"),
+             remedy="must be a whole number"),
         Case(title="out of range", command=f"{PLAN} mine.yaml",
              setting=mine("start: {value: 6000,", "start: {value: -1,"), given="-1",
              where="data.validation.start", remedy="greater than or equal to 0"),
@@ -203,6 +214,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              given="'tokens'", where="tokens.yaml", remedy="is taken by the folder of the token stores"),
         Case(title="a fork onto a file that exists", command="fork mini mine",
              setting=file_of("mine.yaml", ""), given="mine.yaml", where="exists already", remedy="--out"),
+        Case(title="a fork into a folder that is not there", command="fork mini longer --out new/longer.yaml",
+             given="new/longer.yaml", where="there is no folder new", remedy="make it, or give another file"),
         Case(title="a fork into another kind of file", command="fork mini mine --out mine.txt",
              given="mine.txt", where="protocol's file", remedy="ends in .yaml"),
     ),
@@ -232,6 +245,12 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              given="'many'", where="WORLD_SIZE", remedy="a number of processes"),
         Case(title="a work dir under a file", command="--protocol mini --work-dir notes/runs",
              setting=file_of("notes", ""), given="notes/runs", where="work dir", remedy="with --work-dir"),
+        Case(title="a file as the work dir, for plan", command=f"{PLAN} mini --work-dir notes",
+             setting=file_of("notes", ""), given="notes is not a folder", where="work dir notes",
+             remedy="with --work-dir"),
+        Case(title="other things in the work dir, for status",
+             command="status --protocol mini --work-dir holidays", setting=file_of("holidays/beach.jpg", ""),
+             given="beach.jpg", where="work dir holidays", remedy="with --work-dir"),
         Case(title="a work dir without permission", command="--protocol mini --work-dir shared",
              setting=no_permission, given="work dir shared", where="no permission to write to shared",
              remedy="with --work-dir"),
@@ -250,11 +269,24 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              remedy="delete the folder"),
         Case(title="half of a record, for a run", command=GO_ON, setting=finished_run(corrupt_record),
              given="damaged", where="record.json", remedy="delete the folder"),
-        Case(title="half of a record, for status", command=f"status {TINY} --methods mim", exit_code=0,
+        Case(title="half of a record, for status",
+             command=f"status {TINY} --methods mim --evaluations finetune", exit_code=0,
              setting=finished_run(corrupt_record), given="damaged", where="record.json",
              remedy="delete the folder"),
         Case(title="a record that was edited", command=f"report {TINY}", setting=finished_run(edit_record),
              given="status", where="record.json", remedy="'done', 'failed' or 'skipped'"),
+        Case(title="a folder in the place of a record, for the board", command=f"report {TINY}",
+             setting=finished_run(replace_record), given="Is a directory", where="record.json",
+             remedy="move the folder away"),
+        Case(title="predictions that are gone, for the board", command=f"report {TINY}",
+             setting=finished_run(delete_predictions), given="is missing", where="predictions.npz",
+             remedy="delete the folder"),
+        Case(title="a file in the place of the board", command=f"report {TINY} --out notes",
+             setting=finished_run(write_notes), given="notes is a file", where="a board is a folder",
+             remedy="give another with --out"),
+        Case(title="a board into a folder without permission", command=f"report {TINY} --out board",
+             setting=no_permission_to_write, given="Permission denied", where="cannot be written to board",
+             remedy="--out FOLDER"),
         Case(title="a token store cut short", command=f"{GO_ON} --seeds 1", exit_code=1,
              setting=finished_run(cut_tokens), given="cut short", where="tokens.npy",
              remedy="delete the store and tokenise again"),
@@ -277,8 +309,8 @@ CASES = {f"{section}: {case.title}": case for section, cases in SECTIONS.items()
 INTRODUCTION = """\
 # Errors
 
-Every error that a command can end with, as it is shown: what was given, where it stands, what is allowed,
-and what to do. This page is written by `python -m tests.error_cases > docs/errors.md`, which causes each of
+The errors that a user can cause, as they are shown: what was given, where it stands, what is allowed, and
+what to do. This page is written by `python -m tests.error_cases > docs/errors.md`, which causes each of
 them; a test checks that they still read like this.
 
 | exit code | meaning |

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -22,6 +24,7 @@ from unittest import mock
 
 from benchmark import data
 from benchmark.cli import main
+from leaderboard import report
 from protocols import lock
 
 ROOT = Path(__file__).parent.parent
@@ -175,12 +178,15 @@ def _finished() -> tempfile.TemporaryDirectory[str]:
     """A finished run of SMALL, made once in a process; the folder goes with the process."""
     folder = tempfile.TemporaryDirectory(prefix="finished-", ignore_cleanup_errors=True)
     atexit.register(folder.cleanup)
+    _quietly("--protocol", str(TINY), "--work-dir", f"{folder.name}/runs", *SMALL)
+    return folder
+
+
+def _quietly(*arguments: str) -> None:
     said = io.StringIO()
-    arguments = ["--protocol", str(TINY), "--work-dir", f"{folder.name}/runs", *SMALL]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = main(arguments)
     assert code == 0, said.getvalue()
-    return folder
 
 
 def finished_run(harm: Callable[[Path], None]) -> Setting:
@@ -227,6 +233,35 @@ def delete_backbone(work_dir: Path) -> None:
     only(work_dir, "tiny/cells/pretrain-*/checkpoints/backbone.safetensors").unlink()
 
 
+def delete_predictions(work_dir: Path) -> None:
+    """The random trunk is probed too, for a gain; then a probe loses the file of what it predicted."""
+    _quietly("--protocol", str(TINY), "--work-dir", str(work_dir), *SMALL, "--methods", "scratch")
+    only(work_dir, "tiny/cells/linear-probe-mim-*/predictions.npz").unlink()
+
+
+def replace_record(work_dir: Path) -> None:
+    """A folder stands where a record was."""
+    path = only(work_dir, "tiny/cells/pretrain-*/record.json")
+    path.unlink()
+    path.mkdir()
+
+
+def write_notes(work_dir: Path) -> None:
+    """A file called `notes` beside the work dir."""
+    (work_dir.parent / "notes").write_text("dear diary")
+
+
+@contextmanager
+def no_permission_to_write(folder: Path) -> Iterator[None]:
+    """A finished run; others own the board's folder: said by the writer, for root may write anywhere."""
+
+    def refuse(path: Path, content: bytes | str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with finished_run(write_notes)(folder), mock.patch.object(report, "write_atomically", refuse):
+        yield
+
+
 def corrupt_record(work_dir: Path) -> None:
     """The disk filled up, or an editor slipped: half of a record is left."""
     path = only(work_dir, "tiny/cells/pretrain-*/record.json")
@@ -244,4 +279,4 @@ def begin_with_other_code(work_dir: Path) -> None:
     folder = only(work_dir, "tiny/cells/pretrain-*")
     (folder / "record.json").unlink()
     (folder / "checkpoints" / "step-000000008.sha256").write_text("of a checkpoint that is never read")
-    (folder / "checkpoints" / "source").write_text("0" * 64 + "\n")
+    (folder / "checkpoints" / "begun.json").write_text(json.dumps({"method:mim": "0" * 64}))

@@ -1,4 +1,4 @@
-"""Every error of tests/error_cases.py: its exit code, its form, what it must say, and the page of all."""
+"""The errors of tests/error_cases.py: exit codes, form, what each must say, and the page of all."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from benchmark.survey import present_sources
+from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
 
@@ -14,7 +15,18 @@ def show_board(work_dir: Path, protocol: Protocol, *, out: Path | None = None, a
     # Imported late: pandas and matplotlib would slow down every command that shows no board.
     from leaderboard.report import write_report
 
-    report = write_report(work_dir, protocol, out_dir=out, sources=present_sources())
+    folder = out if out is not None else work_dir / protocol.name / "leaderboard"
+    if folder.exists() and not folder.is_dir():
+        raise HarnessError(f"{folder} is a file, and a board is a folder of files; give another with --out")
+    try:
+        report = write_report(work_dir, protocol, out_dir=out, sources=present_sources())
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(folder):
+            raise  # of a record or predictions, not of the board
+        raise HarnessError(
+            f"the board cannot be written to {folder}: {error.strerror}; give another folder with "
+            f"python run_benchmark.py report --out FOLDER"
+        ) from error
     if as_json:
         print(report.json)
         return

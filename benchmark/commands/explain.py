@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from benchmark.commands.options import Parser
+from benchmark.commands.options import Parser, protocol_argument
 from benchmark.commands.text import count, paragraph
 from protocols import load_protocol
 from protocols.errors import HarnessError, nearest
@@ -29,7 +29,12 @@ examples:
 
 def add_arguments(parser: Parser) -> None:
     """Which protocol, and which part of it."""
-    parser.add_argument("protocol", metavar="PROTOCOL", help="a name (see list protocols) or a .yaml file")
+    parser.add_argument(
+        "protocol",
+        type=protocol_argument,
+        metavar="PROTOCOL",
+        help="a name (see list protocols) or a .yaml file",
+    )
     parser.add_argument("part", nargs="?", metavar="PART", help="only values under this name, such as data")
     parser.add_argument("--json", action="store_true", help="the values as JSON on standard output")
 
@@ -52,10 +57,12 @@ def run(options: Namespace) -> int:
         return 0
     assumed = [one for one in values if one["assumed"]]
     print(paragraph(f"{protocol.name}, version {protocol.version}: {protocol.summary.strip()}"))
-    print(f"digest {protocol.digest}, {_lock_state(protocol, unlocked)}\n")
+    print(paragraph(f"digest {protocol.digest}, {_lock_state(protocol, unlocked)}") + "\n")
     if assumed:
         share = f"{len(assumed)} of {count(len(values), 'value')}"
-        print(paragraph(f"{share} are assumed: no source fixes them."))
+        is_one = len(assumed) == 1
+        verb, them = ("is", "it") if is_one else ("are", "them")
+        print(paragraph(f"{share} {verb} assumed: no source fixes {them}."))
         print(_listed(assumed, with_source=True))
     else:
         print("None of the values is assumed: each has a source.")

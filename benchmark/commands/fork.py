@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from benchmark.commands.options import Parser
+from benchmark.commands.options import Parser, protocol_argument
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.frozen import Name
@@ -28,7 +28,10 @@ _HEAD = re.compile(r"^(name|version):.*$", re.MULTILINE)
 def add_arguments(parser: Parser) -> None:
     """From what, to what."""
     parser.add_argument(
-        "protocol", metavar="PROTOCOL", help="a name or a .yaml file; it may differ from its lock"
+        "protocol",
+        type=protocol_argument,
+        metavar="PROTOCOL",
+        help="a name or a .yaml file; it may differ from its lock",
     )
     parser.add_argument("new_name", metavar="NEW_NAME", help="the new protocol's name")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: NEW_NAME.yaml, here)")
@@ -59,6 +62,10 @@ def run(options: Namespace) -> int:
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.write(text)
+    except FileNotFoundError:
+        raise HarnessError(
+            f"{out}: there is no folder {out.parent}; make it, or give another file with --out"
+        ) from None
     except FileExistsError:
         raise HarnessError(f"{out} exists already; give another name, or another file with --out") from None
     try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 from benchmark.commands.options import Parser
 from benchmark.commands.text import paragraph
 from methods import list_methods, method_spec
 from protocols import list_protocols, load_protocol
+from protocols.recipes import LinearProbe, TokenClassification
+from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
 
 SUMMARY = "what can be named"
@@ -36,13 +39,38 @@ def run(options: Namespace) -> int:
     elif kind == "protocols":
         rows = [(name, load_protocol(name).summary) for name in list_protocols()]
     else:
-        protocols = [load_protocol(name) for name in list_protocols()]
-        rows = [
-            (name, f"protocol {each.name}" + (f": {each.views[name].title}" if kind == "views" else ""))
-            for each in protocols
-            for name in (each.views if kind == "views" else each.names(kind))
-        ]
+        rows = _of_protocols(kind, [load_protocol(name) for name in list_protocols()])
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(paragraph(text, first=f"{name:{width}}  ", rest=" " * (width + 2)))
     return 0
+
+
+def _of_protocols(kind: str, protocols: Sequence[Protocol]) -> list[tuple[str, str]]:
+    """One entry for each name: what it is, and the protocols that mean this by it."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for protocol in protocols:
+        for name in protocol.views if kind == "views" else protocol.names(kind):
+            found.setdefault(name, {}).setdefault(_meaning(kind, name, protocol), []).append(protocol.name)
+    return [
+        (name, "; ".join(f"{meaning} ({', '.join(where)})" for meaning, where in meanings.items()))
+        for name, meanings in found.items()
+    ]
+
+
+def _meaning(kind: str, name: str, protocol: Protocol) -> str:
+    if kind == "views":
+        return protocol.views[name].title
+    if kind == "trunks":
+        trunk = protocol.trunks[name]
+        return f"{trunk.width} wide, {trunk.depth} deep, patches of {trunk.patch_size}"
+    recipe = protocol.evaluation(name, protocol.names("trunks")[0])
+    if isinstance(recipe, TokenClassification):
+        return "classification from the tokens alone, by " + (
+            f"the trunk {recipe.trunk}" if recipe.trunk else "an MLP"
+        )
+    if isinstance(recipe, LinearProbe):
+        return "linear probe of the frozen trunk" + (
+            f" on {recipe.transfer_set}" if recipe.transfer_set else ""
+        )
+    return "fine-tuning of all weights"

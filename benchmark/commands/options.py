@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmark.layout import check_work_dir
 from benchmark.plan import Selection, select
-from protocols import load_protocol
+from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
@@ -36,15 +38,60 @@ class Parser(argparse.ArgumentParser):
             if name.startswith("--") and name not in flags:
                 close = difflib.get_close_matches(name, flags, n=1)
                 self.error(f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else ""))
+        stray = self._stray_protocol(args or ()) if "--protocol" in flags else None
+        if stray is not None:
+            self.error(f"{stray!r} stands alone; did you mean --protocol {stray}?")
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise HarnessError(f"{message} (see {self.prog} --help)")
 
+    def _stray_protocol(self, given: Sequence[str]) -> str | None:
+        """The first word that is no option's value and names a protocol."""
+        room = 0
+        for word in given:
+            if word.startswith("-"):
+                action = self._option_string_actions.get(word)
+                takes = None if action is None else action.nargs
+                room = 0 if action is None or takes == 0 else 1 if takes is None else len(given)
+            elif room:
+                room -= 1
+            elif names_protocol(word):
+                return word
+        return None
+
+
+def names_protocol(word: str) -> bool:
+    """True for a protocol that comes with the harness, and for a protocol's file."""
+    return word.lower() in list_protocols() or word.endswith((".yaml", ".yml"))
+
+
+def protocol_argument(text: str) -> str:
+    """The type of every argument that names a protocol: a folder is told from a file of that name."""
+    if text.lower() not in list_protocols() and Path(text).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a folder, not a file; give a .yaml file, or one of {', '.join(list_protocols())}"
+        )
+    return text
+
+
+def check_asked_work_dir(work_dir: Path) -> None:
+    """HarnessError if `work_dir` cannot be one, for commands that only read: theirs may be read-only."""
+    holder = work_dir
+    while not holder.exists() and holder != holder.parent:
+        holder = holder.parent
+    if not holder.is_dir() or os.access(holder, os.W_OK | os.X_OK):
+        check_work_dir(work_dir)
+
 
 def add_protocol(parser: Parser) -> None:
     """--protocol and --work-dir."""
-    parser.add_argument("--protocol", required=True, help="a name (see list protocols) or a .yaml file")
+    parser.add_argument(
+        "--protocol",
+        required=True,
+        type=protocol_argument,
+        help="a name (see list protocols) or a .yaml file",
+    )
     parser.add_argument(
         "--work-dir", type=Path, default=Path("runs"), help="where results are (default: runs)"
     )

@@ -1,4 +1,4 @@
-"""`plan`: what a command would run, in which order, what it waits for, and what it will cost."""
+"""`plan`: what a run would do, in which order, what it waits for, and what it will cost."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmark.commands.deviations import lines_under_title, planned
 from benchmark.commands.options import Parser, add_protocol, add_selection, read_selection
 from benchmark.commands.text import count, duration, paragraph, quantity, size, table
 from benchmark.forecast import accelerator_hours, disk_use, reported_hours, wall_hours
 from benchmark.inputs import Missing
-from benchmark.plan import STAGES, Cell, make_plan
+from benchmark.plan import STAGES, Cell
 from benchmark.runtime import count_gpus
 from benchmark.survey import STATES, CellState, survey
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
-SUMMARY = "what a command would run, in which order, at what cost"
+SUMMARY = "what a run would do, in which order, at what cost"
 DESCRIPTION = """\
-What the same options without `plan` would run: cells, their order and parents,
+What a run with the same selection would do: cells, their order and parents,
 which are done, resumable, to do or blocked, and what they cost. Runs nothing.
 
 examples:
@@ -29,8 +30,14 @@ examples:
   python run_benchmark.py plan --protocol fair300 --methods mapet --json
 """
 DEFAULT_TERAFLOPS = 100.0
-# What the same command without `plan` would run, were nothing missing; the others need --redo-*.
+ASSUMED_GPUS = 8
+# What a run would do, were nothing missing; the others need a flag or a hand.
 LEFT_TO_RUN = ("running", "resumable", "to do", "blocked")
+NEEDED: dict[str, str] = {
+    "stale": "--redo-stale runs {them} again",
+    "failed": "--redo-failed runs {them} again",
+    "damaged": "status names each remedy",
+}
 UNSETTLED = ("stale", "running", "resumable", "to do", "blocked", "failed", "damaged")
 
 
@@ -41,7 +48,6 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--tflops",
         type=float,
-        default=DEFAULT_TERAFLOPS,
         metavar="X",
         help=f"TFLOP/s that one GPU sustains in training (default: {DEFAULT_TERAFLOPS:.0f}, an assumption)",
     )
@@ -54,14 +60,19 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Survey and show."""
-    if not 0 < options.tflops < float("inf"):
+    if options.tflops is not None and not 0 < options.tflops < float("inf"):
         raise HarnessError(f"--tflops must be more than 0, got {options.tflops:g}")
     if options.gpus is not None and options.gpus < 1:
         raise HarnessError(f"--gpus must be 1 or more, got {options.gpus}")
     protocol, selection = read_selection(options)
-    states = survey(make_plan(protocol, selection), protocol, options.work_dir, data_root=options.data_root)
-    gpus = options.gpus or count_gpus() or 8
-    forecast = make_forecast(states, protocol, teraflops=options.tflops, gpus=gpus)
+    plan = planned(protocol, selection, given=options.protocol)
+    lines = lines_under_title(options, protocol, selection)
+    states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
+    present = count_gpus()
+    teraflops = options.tflops or DEFAULT_TERAFLOPS
+    forecast = make_forecast(
+        states, protocol, teraflops=teraflops, gpus=options.gpus or present or ASSUMED_GPUS
+    )
     if options.json:
         print(json.dumps(forecast, indent=1))
         return 0
@@ -70,11 +81,14 @@ def run(options: Namespace) -> int:
     title = (
         f"{protocol.name}, version {protocol.version}: {count(len(states), 'cell')}, seeds {seeds}{of_views}"
     )
-    print(paragraph(title) + "\n")
-    print(_summary(states, protocol, forecast))
+    print(paragraph(title))
+    for line in lines:
+        print(paragraph(line, rest="  "))
+    print("\n" + _summary(states, protocol, forecast))
     if options.cells:
-        print("\n" + _cells(states, teraflops=options.tflops))
-    print("\n" + _model(forecast, protocol))
+        print("\n" + _cells(states, teraflops=teraflops))
+    is_for_gpus = bool(present or options.gpus or options.tflops)
+    print("\n" + _model(forecast, is_rate_given=options.tflops is not None, is_for_gpus=is_for_gpus))
     missing = _missing(states)
     if missing:
         print(f"\nmissing, without which {count(forecast['states']['blocked'], 'cell')} cannot run:")
@@ -91,9 +105,17 @@ def make_forecast(
     open_cells = [one.cell for one in states if one.state in LEFT_TO_RUN]
     disk = {one.cell.id: disk_use(one.cell, protocol) for one in states}
     running = sorted((disk[cell.id].while_running for cell in open_cells), reverse=True)[:gpus]
-    cost = protocol.reported_cost
+    # Of a recipe that --set changed no paper reports anything.
+    cost = None if protocol.deviations else protocol.reported_cost
+    reported = {one.cell.id: cost and reported_hours([one.cell], protocol) for one in states}
+    comparable = [one.cell for one in states if reported[one.cell.id] is not None]
     return {
-        "protocol": {"name": protocol.name, "version": protocol.version, "digest": protocol.digest},
+        "protocol": {
+            "name": protocol.name,
+            "version": protocol.version,
+            "digest": protocol.digest,
+            "modified": list(protocol.deviations),
+        },
         "model": {
             "teraflops_sustained": teraflops,
             "gpus": gpus,
@@ -113,7 +135,8 @@ def make_forecast(
         else {
             "source": cost.source,
             "accelerator": cost.accelerator,
-            "accelerator_hours": reported_hours([one.cell for one in states], protocol),
+            "accelerator_hours": reported_hours(comparable, protocol),
+            "gpu_hours": sum(accelerator_hours(cell.train_flops, teraflops=teraflops) for cell in comparable),
         },
         "missing": [{"what": one.what, "remedy": one.remedy} for one in _missing(states)],
         "cells": [
@@ -135,7 +158,7 @@ def make_forecast(
                 "gpu_hours": accelerator_hours(one.cell.train_flops, teraflops=teraflops),
                 "disk_bytes_kept": disk[one.cell.id].kept,
                 "disk_bytes_while_running": disk[one.cell.id].while_running,
-                "reported_hours": reported_hours([one.cell], protocol),
+                "reported_hours": reported[one.cell.id],
             }
             for one in states
         ],
@@ -154,7 +177,7 @@ def _summary(states: Sequence[CellState], protocol: Protocol, forecast: dict[str
         name = one.cell.evaluation or one.cell.stage
         groups.setdefault((STAGES.index(one.cell.stage), name, one.cell.trunk or ""), []).append(one)
     shown = ["done", *(state for state in UNSETTLED if forecast["states"][state])]
-    has_report = protocol.reported_cost is not None
+    has_report = forecast["reported"] is not None
     header = ["stage", "trunk", "cells", *shown, "FLOPs", "GPU time"] + ["paper"] * has_report
     rows = []
     # A dict keeps the order of first sight: the protocol's own within a stage.
@@ -217,20 +240,56 @@ def _variant(cell: Cell, by_id: Mapping[str, Cell], trained: Mapping[str, Sequen
     return "".join(f" {name}={own[name]}" for name in differing)
 
 
-def _model(forecast: dict[str, Any], protocol: Protocol) -> str:
-    model, todo, reported = forecast["model"], forecast["open"], forecast["reported"]
-    lines = [
-        f"What is left to run: {quantity(todo['train_flops'])} FLOPs, {duration(todo['gpu_hours'])} of GPU "
-        f"time at {model['teraflops_sustained']:g} TFLOP/s sustained; {duration(todo['wall_hours'])} of wall "
-        f"time on {count(model['gpus'], 'GPU')}, one cell each; {size(todo['disk_bytes_kept'])} of disk "
-        f"kept, {size(todo['disk_bytes_while_running'])} more while running.",
-        "The rate is assumed (--tflops): it stands for bf16 training at about a third of an A100's peak of "
-        "312. FLOPs count a multiply-add as two, forward and backward; data loading, tokenising and the "
-        "evaluated images are not counted.",
-    ]
-    if reported is not None:
+def _model(forecast: dict[str, Any], *, is_rate_given: bool, is_for_gpus: bool) -> str:
+    """What is left to run and what that costs, how it is reckoned, and what a paper reports."""
+    reported = forecast["reported"]
+    lines = [_left(forecast, is_rate_given=is_rate_given, is_for_gpus=is_for_gpus), *_unsettled(forecast)]
+    if any(cell["train_flops"] for cell in forecast["cells"]):
+        rate = (
+            "The rate is assumed (--tflops): it stands for bf16 training at about a third of an A100's peak "
+            "of 312. "
+        )
+        lines.append(
+            f"{'' if is_rate_given else rate}FLOPs count a multiply-add as two, forward and backward; data "
+            "loading, tokenising and the evaluated images are not counted."
+        )
+    if reported is not None and reported["accelerator_hours"] is not None:
         lines.append(
             f"The column `paper` is what as many cells took there: hours of one {reported['accelerator']} "
-            f"({reported['source']}); of the other cells it says nothing."
+            f"({reported['source']}), {duration(reported['accelerator_hours'])} in all, against "
+            f"{duration(reported['gpu_hours'])} of GPU time for the same cells here. Of the other cells the "
+            "paper says nothing."
         )
     return "\n".join(paragraph(line) for line in lines)
+
+
+def _left(forecast: dict[str, Any], *, is_rate_given: bool, is_for_gpus: bool) -> str:
+    model, todo = forecast["model"], forecast["open"]
+    if not any(forecast["states"][state] for state in LEFT_TO_RUN):
+        return "Nothing is left to run."
+    kept = f"{size(todo['disk_bytes_kept'])} of disk kept"
+    rate = f"at {model['teraflops_sustained']:g} TFLOP/s sustained"
+    whole = sum(cell["gpu_hours"] for cell in forecast["cells"])
+    if not is_for_gpus and whole < 1 / 60:
+        return (
+            f"What is left to run: {quantity(todo['train_flops'])} FLOPs, less than a minute of GPU time "
+            f"{rate}; this model does not estimate CPUs. {kept}, up to "
+            f"{size(todo['disk_bytes_while_running'])} more while {model['gpus']} cells run at once."
+        )
+    return (
+        f"What is left to run: {quantity(todo['train_flops'])} FLOPs, {duration(todo['gpu_hours'])} of GPU "
+        f"time {rate}{', the rate given by --tflops' if is_rate_given else ''}; "
+        f"{duration(todo['wall_hours'])} of wall time on {count(model['gpus'], 'GPU')}, one cell each; "
+        f"{kept}, {size(todo['disk_bytes_while_running'])} more while running."
+    )
+
+
+def _unsettled(forecast: dict[str, Any]) -> list[str]:
+    """One sentence for cells that a run would leave as they are, with the flag that each kind needs."""
+    parts = []
+    for state, advice in NEEDED.items():
+        number = forecast["states"][state]
+        if number:
+            verb, them = ("is", "it") if number == 1 else ("are", "them")
+            parts.append(f"{count(number, 'cell')} {verb} {state}: {advice.format(them=them)}")
+    return [f"{'; '.join(parts)}. status says why."] if parts else []

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 
 from benchmark.commands.board import show_board
+from benchmark.commands.deviations import idle_lines, planned
 from benchmark.commands.options import Parser, add_protocol, add_selection, read_selection
 from benchmark.execute import Stopped, execute
 from benchmark.layout import check_work_dir
-from benchmark.plan import make_plan, mark_modified
+from benchmark.plan import mark_modified
 from benchmark.preflight import check_batches, check_images, check_inputs, world_size
 from benchmark.progress import choose_display
 from benchmark.runtime import CHECKPOINT_SECONDS, detect_runtime
-from benchmark.survey import CellState, survey
+from benchmark.survey import survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
 
@@ -89,9 +89,13 @@ def run(options: Namespace) -> int:
         if given is not None and not least <= given < float("inf"):
             raise HarnessError(f"{flag} must be {least} or more, got {given:g}")
     protocol, selection = read_selection(options)
-    plan = make_plan(protocol, selection)
-    if protocol.deviations:
-        plan = mark_modified(plan, load_protocol(options.protocol), selection)
+    plan = planned(protocol, selection, given=options.protocol)
+    if options.set:
+        original = load_protocol(options.protocol)
+        if protocol.deviations:
+            plan = mark_modified(plan, original, selection)
+        for line in idle_lines(options, original, selection):
+            print(line, file=sys.stderr)
     runtime = detect_runtime(
         device=options.device,
         workers=options.workers,
@@ -118,7 +122,8 @@ def run(options: Namespace) -> int:
                 options.work_dir,
                 display=display,
                 redo_failed=options.redo_failed,
-                redo=_to_redo(states, redo_failed=options.redo_failed) if options.redo_stale else (),
+                redo_stale=options.redo_stale,
+                stale={one.cell.id for one in stale},
             )
     except Stopped as stopped:
         print(
@@ -128,7 +133,9 @@ def run(options: Namespace) -> int:
         )
         return stopped.exit_code
     show_board(options.work_dir, load_protocol(options.protocol))
-    if stale and not options.redo_stale:
+    left = survey(plan, protocol, options.work_dir, data_root=options.data_root)
+    stale = [one for one in left if one.state == "stale"]
+    if stale:
         print(
             f"{len(stale)} of {len(plan)} cells are stale (status says why); --redo-stale runs them again",
             file=sys.stderr,
@@ -140,9 +147,3 @@ def run(options: Namespace) -> int:
             file=sys.stderr,
         )
     return FAILED if failed else DONE
-
-
-def _to_redo(states: Sequence[CellState], *, redo_failed: bool) -> set[str]:
-    """Ids of the stale cells; with `redo_failed` of failed ones too, as other code may have begun them."""
-    again = {"stale", "failed"} if redo_failed else {"stale"}
-    return {one.cell.id for one in states if one.state in again}

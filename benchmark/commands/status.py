@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from benchmark.commands.deviations import lines_under_title, planned
 from benchmark.commands.options import Parser, add_protocol, add_selection, read_selection
 from benchmark.commands.text import count, paragraph, table
 from benchmark.layout import LOG_NAME, cell_folder
-from benchmark.plan import STAGES, make_plan
+from benchmark.plan import STAGES
 from benchmark.survey import STATES, CellState, State, survey
+from protocols.schema import Protocol
 
 SUMMARY = "which cells are done, failed, stale, running or to do"
 DESCRIPTION = """\
@@ -45,14 +47,16 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Survey and show."""
     protocol, selection = read_selection(options)
-    states = survey(make_plan(protocol, selection), protocol, options.work_dir, data_root=options.data_root)
+    plan = planned(protocol, selection, given=options.protocol)
+    lines = lines_under_title(options, protocol, selection)
+    states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
     if options.json:
-        print(json.dumps({"protocol": protocol.name, "cells": [_as_json(one) for one in states]}, indent=1))
+        print(json.dumps(_all_as_json(states, protocol), indent=1))
         return 0
-    print(
-        f"{protocol.name}, version {protocol.version}, in {options.work_dir}: {count(len(states), 'cell')}\n"
-    )
-    print(_counts(states))
+    print(f"{protocol.name}, version {protocol.version}, in {options.work_dir}: {count(len(states), 'cell')}")
+    for line in lines:
+        print(paragraph(line, rest="  "))
+    print("\n" + _counts(states))
     for state, advice in EXPLAINED.items():
         chosen = [one for one in states if one.state == state]
         if not chosen:
@@ -73,12 +77,15 @@ def run(options: Namespace) -> int:
 def _counts(states: Sequence[CellState]) -> str:
     present = Counter(one.state for one in states)
     shown = [state for state in STATES if present[state]]
-    rows = []
-    for stage in STAGES:
-        of_stage = Counter(one.state for one in states if one.cell.stage == stage)
-        if of_stage:
-            numbers = [str(of_stage[state]) if of_stage[state] else "" for state in shown]
-            rows.append([stage, str(of_stage.total()), *numbers])
+    # A dict keeps the order of first sight: the protocol's own within a stage.
+    groups: dict[tuple[int, str], Counter[State]] = {}
+    for one in states:
+        name = one.cell.evaluation or one.cell.stage
+        groups.setdefault((STAGES.index(one.cell.stage), name), Counter())[one.state] += 1
+    rows = [
+        [name, str(group.total()), *(str(group[state]) if group[state] else "" for state in shown)]
+        for (_, name), group in sorted(groups.items(), key=lambda item: item[0][0])
+    ]
     rows.append(["all", str(len(states)), *(str(present[state]) for state in shown)])
     header = ["stage", "cells", *shown]
     return table(header, rows, right=range(1, len(header)), total=True)
@@ -91,7 +98,8 @@ def _blocked(states: Sequence[CellState]) -> str:
              for what, number in missing.items()]  # fmt: skip
     waiting = sum(not state.missing for state in states)
     if waiting:
-        lines.append(f"- {count(waiting, 'cell')} that need a cell that is blocked, failed or damaged")
+        need = "needs" if waiting == 1 else "need"
+        lines.append(f"- {count(waiting, 'cell')} that {need} a cell that is blocked, failed or damaged")
     return "\n".join(lines)
 
 
@@ -100,6 +108,14 @@ def _line(one: CellState) -> str:
     if one.metrics:
         text += f", step {one.metrics['step']:,} of {one.metrics['steps']:,}"
     return text + (f": {'; '.join(one.reasons)}" if one.reasons else "")
+
+
+def _all_as_json(states: Sequence[CellState], protocol: Protocol) -> dict[str, Any]:
+    return {
+        "protocol": protocol.name,
+        "modified": list(protocol.deviations),
+        "cells": [_as_json(one) for one in states],
+    }
 
 
 def _as_json(one: CellState) -> dict[str, Any]:

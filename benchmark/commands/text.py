@@ -54,8 +54,10 @@ def quantity(value: float) -> str:
 
 def duration(hours: float) -> str:
     """A time in the unit that says most: seconds, minutes or hours."""
+    if hours < 1 / 3600:
+        return "< 1 s"
     if hours < 1 / 60:
-        return f"{3600 * hours:.2g} s"
+        return f"{3600 * hours:.0f} s"
     if hours < 1:
         return f"{60 * hours:.0f} min"
     return f"{hours:.1f} h" if hours < 10 else f"{hours:,.0f} h"

@@ -251,7 +251,7 @@ def test_fork_of_a_release_differs_in_its_name_alone(capsys: pytest.CaptureFixtu
         (["mini", "fair300"], "is taken by another protocol"),
         (["mini", "tokens"], "is taken by the folder of the token stores"),
         (["mini", "mine", "--out", "mine.txt"], "ends in .yaml"),
-        (["mini", "mine", "--out", "nowhere/mine.yaml"], "nowhere/mine.yaml: No such file or directory"),
+        (["mini", "mine", "--out", "nowhere/mine.yaml"], "there is no folder nowhere; make it"),
         (["minni", "mine"], "did you mean 'mini'"),
     ],
 )

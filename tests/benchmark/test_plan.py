@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.plan import Cell, check_geometry, make_plan, select
+from benchmark.plan import Cell, check_geometry, make_plan, mark_modified, select
 from protocols import load_protocol
 from protocols.errors import HarnessError
 
@@ -64,6 +64,56 @@ def test_more_seeds_share_the_tokens() -> None:
 def test_a_change_redoes_what_depends_on_it_and_no_more(override: str, redone: set[str]) -> None:
     before = {cell.id for cell in plan()}
     assert {cell.stage for cell in plan(override) if cell.id not in before} == redone
+
+
+@pytest.mark.parametrize(
+    ("override", "moved"),
+    [
+        ("trunks.vit-tiny-test.layer_scale=0.2", {"scratch", "mim", "linear-probe", "finetune", "transfer"}),
+        ("transfer_sets.elsewhere.test.count=80", {"transfer"}),
+        ("transfer_sets.elsewhere.training.start=513", {"transfer"}),
+        ("transfer_sets.nearby.test.count=70", set()),
+    ],
+)
+def test_each_slice_moves_the_cells_that_use_it(override: str, moved: set[str]) -> None:
+    """Rows without a pre-training too: nothing but their own slices tells them of a trunk or a data set."""
+    full = str(Path(TINY).parent / "full.yaml")
+    cells = []
+    for overrides in ((), (override,)):
+        protocol = load_protocol(full, overrides=overrides)
+        cells.append(make_plan(protocol, select(protocol)))
+    before = {cell.id for cell in cells[0]}
+    new = [cell for cell in cells[1] if cell.id not in before]
+    assert {cell.evaluation for cell in new if cell.evaluation} == moved - {"scratch", "mim"}
+    if moved:
+        assert {cell.method for cell in new} == {"scratch", "mim"}
+
+
+def test_names_that_no_cell_takes_are_refused() -> None:
+    protocol = load_protocol("fair300")
+    with pytest.raises(HarnessError, match=r"--methods scratch: no view .* holds such a cell beside"):
+        make_plan(protocol, select(protocol, methods=["scratch", "mim"], evaluations=["linear-probe"]))
+    with pytest.raises(HarnessError, match=r"--tokenizers dall-e: no view"):
+        make_plan(protocol, select(protocol, methods=["mim"], tokenizers=["k-clip", "dall-e"]))
+    with pytest.raises(HarnessError, match="--views none stands alone"):
+        select(protocol, views=["none", "all"])
+
+
+def test_only_what_no_view_holds_is_modified() -> None:
+    original = load_protocol("fair300")
+    protocol = load_protocol("fair300", overrides=["methods.mapet.cutting_point.vit-b=40"])
+    selection = select(protocol, methods=["mapet"], trunks=["vit-b"], views=["table1"])
+    plan = make_plan(protocol, selection)
+    marked = {
+        (c.stage, c.tokenizer, c.evaluation)
+        for c in mark_modified(plan, original, selection)
+        if c.is_modified
+    }
+    # Table 6 tries 40 on VQ-KD, fine-tuned; on k-CLIP, or probed, nothing of the protocol has it.
+    assert marked == {
+        ("linear-probe", "vq-kd", "linear-probe"), ("pretrain", "k-clip", None),
+        ("finetune", "k-clip", "finetune"), ("linear-probe", "k-clip", "linear-probe"),
+    }  # fmt: skip
 
 
 def test_a_methods_hyperparameter_redoes_that_method_alone() -> None:

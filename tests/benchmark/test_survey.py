@@ -14,12 +14,12 @@ import pytest
 
 from benchmark import worker
 from benchmark.cli import main
-from benchmark.layout import CHECKPOINTS_NAME, SOURCE_NAME, cell_folder
+from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder
 from benchmark.plan import Cell, make_plan, select
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext, StageResult
-from benchmark.survey import CellState, code_changed_since_begun, is_locked, present_sources, survey
+from benchmark.survey import CellState, begun_with, changed_since_begun, is_locked, present_sources, survey
 from leaderboard.record import read_record, write_record
 from protocols import load_protocol
 from protocols.errors import HarnessError
@@ -50,6 +50,7 @@ class Bench:
         for name in names:
             folder = self.folder(name)
             artefact = {f"{name}.bin": "a" * 64}
+            (folder / f"{name}.bin").touch()
             images = CellContext(
                 cell=self.cell(name), protocol=self.protocol, runtime=RUNTIME, work_dir=self.work_dir
             ).images("test")
@@ -76,8 +77,15 @@ class Bench:
         checkpoints.mkdir()
         (checkpoints / "step-000000012.pt").write_bytes(b"weights")
         (checkpoints / "step-000000012.sha256").write_text("digest")
-        present = present_sources()[f"method:{self.cell(name).method}"]
-        (checkpoints / SOURCE_NAME).write_text((source or present) + "\n")
+        parents = {
+            one: record.artefact_digest
+            for one in self.cell(name).parents
+            if (record := read_record(cell_folder(self.work_dir, self.protocol.name, one))) is not None
+        }
+        begun = begun_with(self.cell(name), present_sources(), parents)
+        if source is not None:
+            begun[f"method:{self.cell(name).method}"] = source
+        (checkpoints / BEGUN_NAME).write_text(json.dumps(begun))
         line = {"step": 12, "steps": 64, "loss": 2.5, "seconds": 1.0, "images_per_second": 3.0}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 13, "st')
 
@@ -139,7 +147,8 @@ def test_damaged_names_file_and_remedy_and_spares_the_others(bench: Bench) -> No
     (reason,) = states["pretrain"].reasons
     assert str(path) in reason
     assert "delete the folder" in reason
-    assert states["tokenise"].state == states["finetune"].state == "done"
+    assert (states["tokenise"].state, states["finetune"].state) == ("done", "stale")
+    assert states["finetune"].reasons == (f"parent {bench.cell('pretrain').id} has no record any more",)
 
 
 def test_running_while_another_process_holds_the_lock(bench: Bench) -> None:
@@ -311,20 +320,20 @@ def test_a_training_goes_on_only_with_its_own_code(bench: Bench, caplog: pytest.
     checkpoints = context.folder / CHECKPOINTS_NAME
     before = listing(context.folder)
     with pytest.raises(HarnessError, match=r"begun with other code of method mim.*--redo-stale"):
-        worker._check_source(context, redo_stale=False)
+        worker._check_begun(context, redo_stale=False)
     assert listing(context.folder) == before, "nothing is dropped without being asked to"
     with caplog.at_level(logging.WARNING):
-        worker._check_source(context, redo_stale=True)
+        worker._check_begun(context, redo_stale=True)
     assert "its checkpoints are dropped" in caplog.text
     assert not list(checkpoints.glob("step-*"))
-    assert code_changed_since_begun(context.cell, context.folder, present_sources()) is None
-    worker._check_source(context, redo_stale=False)
+    assert changed_since_begun(context.folder, begun_with(context.cell, context.sources, {})) is None
+    worker._check_begun(context, redo_stale=False)
 
 
 def test_redo_stale_keeps_checkpoints_of_present_code(bench: Bench) -> None:
     bench.begin("pretrain")
     context = context_of(bench, "pretrain")
-    worker._check_source(context, redo_stale=True)
+    worker._check_begun(context, redo_stale=True)
     assert len(list((context.folder / CHECKPOINTS_NAME).glob("step-*"))) == 2
 
 

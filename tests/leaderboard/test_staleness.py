@@ -108,9 +108,11 @@ def test_only_what_is_done_is_stale(line: Any, status: str) -> None:
     assert "mim-k-pixel-0-pretrain" not in _stale(line, method_mim="new")
 
 
-def test_a_parent_without_a_record_is_not_judged(line: Any) -> None:
-    del line.records["tok-k-pixel"]
-    assert _stale(line) == {}
+def test_a_cell_whose_parent_has_no_record_any_more_is_stale(line: Any) -> None:
+    """What it was made from is unknown: its method's setting, for one, cannot be told."""
+    del line.records["mim-k-pixel-0-pretrain"]
+    reason = ("parent mim-k-pixel-0-pretrain has no record any more",)
+    assert _stale(line) == {"mim-k-pixel-0-finetune": reason, "mim-k-pixel-0-probe": reason}
 
 
 def test_several_reasons_stand_side_by_side(line: Any) -> None:

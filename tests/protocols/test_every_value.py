@@ -177,7 +177,7 @@ def test_a_value_with_one_allowed_literal_cannot_be_set(name: str, path: str) ->
     if field_of(path) == "classifier":  # the other one needs other fields
         assert "classifier mlp takes width and hidden_width; vit takes trunk" in str(refused.value)
     else:
-        said = f"--set {path}={other}: (Input should be '|must be one of finetune, linear-probe, token-)"
+        said = f"--set {path}={other}: (must be '|must be one of finetune, linear-probe, token-)"
         assert re.match(said, str(refused.value))
 
 

@@ -86,7 +86,7 @@ def test_a_wrong_value_of_one_trunk_is_told_once_with_its_line(written: Written)
     path = written("fair300", (VIT_B, VIT_B.replace("100", "many")))
     assert refused(path) == [
         f"other.yaml:{line_of(path, 'many')}: evaluations.finetune.epochs.vit-b: "
-        "Input should be a valid integer, got 'many'"
+        "must be a whole number, got 'many'"
     ]
 
 
@@ -155,9 +155,7 @@ def test_setting_one_trunks_value_touches_that_trunk_alone() -> None:
     assert after.deviations_of(["method:mapet@vit-b", "method:pim@vit-s"]) == ()
     with pytest.raises(HarnessError, match=r"did you mean 'evaluations\.finetune\.epochs\.vit-"):
         load_protocol("fair300", overrides=["evaluations.finetune.epochs=3"])
-    with pytest.raises(
-        HarnessError, match=r"--set evaluations\.finetune\.epochs\.vit-s=0: Input should be greater"
-    ):
+    with pytest.raises(HarnessError, match=r"--set evaluations\.finetune\.epochs\.vit-s=0: must be greater"):
         load_protocol("fair300", overrides=["evaluations.finetune.epochs.vit-s=0"])
 
 

@@ -88,7 +88,7 @@ RULES = [
     ("finetune", {"label_smoothing": "1.0"}, "less than 1, got 1.0"),
     ("finetune", {"warmup_epochs": "2"}, "warmup_epochs 2.0 must be less than epochs 2"),
     ("finetune", {"warmup_lr": "0.1"}, "min_lr and warmup_lr must not exceed peak_lr"),
-    ("finetune", {"schedule": "linear"}, "Input should be 'cosine', got 'linear'"),
+    ("finetune", {"schedule": "linear"}, "must be 'cosine', got 'linear'"),
     ("finetune", {"whiten": "true"}, "unknown key"),
     (
         "linear-probe",

@@ -129,14 +129,14 @@ views:
             r"cells\.1: needs both methods and trunks",
         ),
         ("methods: [mim], ", "", r"cells\.0: needs both methods and trunks, or neither"),
-        (", evaluations: [linear-probe]", "", r"cells\.1\.evaluations: Field required"),
+        (", evaluations: [linear-probe]", "", r"cells\.1\.evaluations: is missing"),
         ("[finetune]}", "[finetune], method: [a]}", r"cells\.0\.method: unknown key; did you mean 'methods'"),
         (
             "[finetune]}",
             "[finetune], hyperparameters: {mask_count: []}}",
             r"cells\.0\.hyperparameters\.mask_count",
         ),
-        ("[finetune]}", "[finetune], hyperparameters: {mask_count: [[1]]}}", "should be a number, a text"),
+        ("[finetune]}", "[finetune], hyperparameters: {mask_count: [[1]]}}", "must be a number, a text"),
         (
             "    title: T\n",
             "    title: T\n    tittle: T\n",
