@@ -77,6 +77,7 @@ def execute(
     redo_failed: bool = False,
     redo_stale: bool = False,
     stale: Collection[str] = (),
+    data_root: Path | None = None,
 ) -> list[Record]:
     """Run what is not done yet; returns one record for every cell of the plan, in its order.
 
@@ -87,7 +88,7 @@ def execute(
     """
     with _exclusive(work_dir / protocol.name), _signals():
         return _Execution(
-            plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale)
+            plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale), data_root
         ).run()
 
 
@@ -102,9 +103,11 @@ class _Execution:
         redo_failed: bool,
         redo_stale: bool,
         stale: frozenset[str],
+        data_root: Path | None,
     ) -> None:
         self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
         self.redo_stale = redo_stale
+        self.data_root = data_root
         # The code as it is now, before any of it is loaded.
         self.sources = present_sources()
         self.display = display
@@ -155,6 +158,7 @@ class _Execution:
             slot=slot,
             sources=self.sources,
             redo_stale=self.redo_stale,
+            data_root=self.data_root,
         )
         process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
         try:

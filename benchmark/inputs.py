@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.plan import Cell
+from protocols.errors import HarnessError
 from protocols.recipes import LinearProbe
 from protocols.schema import Protocol
-from tokenizers import list_tokenizers
+from tokenizers import list_tokenizers, tokenizer_spec
+from tokenizers.weights_files import find_file, wanted_file
 
 EMBEDDED_SETS = ("fashion-mnist-12k",)
 RUNNABLE_STAGES = ("tokenise", "pretrain", "finetune", "linear-probe")
@@ -57,13 +59,8 @@ def missing_inputs(cell: Cell, protocol: Protocol, *, data_root: Path | None) ->
     """What `cell` itself lacks; what its parents lack is theirs."""
     found = [_missing_set(name, data_root) for name in data_sets_of(cell, protocol)]
     missing = [one for one in found if one is not None]
-    if cell.stage == "tokenise" and cell.tokenizer not in list_tokenizers():
-        missing.append(
-            Missing(
-                f"tokenizer {cell.tokenizer}: this version of the harness has no adapter for it",
-                f"known are {', '.join(list_tokenizers())}; protocol mini runs with those",
-            )
-        )
+    if cell.stage == "tokenise":
+        missing += _missing_tokenizer(cell, data_root)
     if cell.stage not in RUNNABLE_STAGES:
         missing.append(
             Missing(
@@ -81,6 +78,41 @@ def data_sets_of(cell: Cell, protocol: Protocol) -> list[str]:
         if isinstance(recipe, LinearProbe) and recipe.transfer_set is not None:
             return [protocol.transfer_sets[recipe.transfer_set].name]
     return [protocol.data.name]
+
+
+def weights_folder(data_root: Path | None) -> Path:
+    """Where published tokenizers' weights lie. HarnessError without a data root."""
+    if data_root is None:
+        raise HarnessError("published weights lie under the data root; give --data-root DIR")
+    return data_root / "tokenizers"
+
+
+def _missing_tokenizer(cell: Cell, data_root: Path | None) -> list[Missing]:
+    name = cell.tokenizer
+    if name not in list_tokenizers():
+        return [
+            Missing(
+                f"tokenizer {name}: this version of the harness has no adapter for it",
+                f"known are {', '.join(list_tokenizers())}; protocol mini needs none but its own",
+            )
+        ]
+    published = tokenizer_spec(name).published
+    if published is None:
+        return []
+    wanted = wanted_file(str(dict(cell.hyperparameters)["weights"]), published)
+    if data_root is None:
+        what = f"tokenizer {name}: no --data-root DIR is given, where its weights lie"
+        return [Missing(what, published.remedy("DIR/tokenizers", wanted.name))]
+    folder = weights_folder(data_root)
+    path = find_file(folder, wanted.name)
+    if path is None:
+        what = f"tokenizer {name}: no file {wanted.name} in {folder}"
+        return [Missing(what, published.remedy(str(folder), wanted.name))]
+    if wanted.sha256 is None:
+        what = f"tokenizer {name}: no published SHA-256 is known here to hold {path} against"
+        pin = f'--set "tokenizers.{name}.weights={wanted.name}@$(sha256sum < {path} | cut -c1-64)"'
+        return [Missing(what, f"if you trust the file, say that it is meant, which the record keeps: {pin}")]
+    return []
 
 
 def _missing_set(name: str, data_root: Path | None) -> Missing | None:

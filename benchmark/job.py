@@ -25,6 +25,7 @@ class Job:
     work_dir: Path
     slot: int
     sources: Mapping[str, str]
+    data_root: Path | None = None
     redo_stale: bool = False
 
 

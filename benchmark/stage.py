@@ -28,6 +28,7 @@ class CellContext:
     protocol: Protocol
     runtime: Runtime
     work_dir: Path
+    data_root: Path | None = None
     stop: StopFlag = field(default_factory=StopFlag)
     sources: Mapping[str, str] = field(default_factory=present_sources)
 

@@ -1,4 +1,4 @@
-"""Stage `tokenise`: fit a tokenizer on the pre-training images and store their tokens."""
+"""Stage `tokenise`: fit a tokenizer on the pre-training images, or load it, and store their tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from benchmark.data import ImagePart
+from benchmark.inputs import weights_folder
 from benchmark.stage import CellContext, StageResult
 from leaderboard.record import Metric, TokenizerUse
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
 from tokenizers import build_tokenizer
 from tokenizers.base import WEIGHTS_NAME, Tokenizer
+from tokenizers.network import NetworkTokenizer
 from tokenizers.store import MANIFEST_NAME, TokenStore, open_store, write_tokens
 
 BATCH = 64
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def run(context: CellContext) -> StageResult:
-    """Fit, encode and store; an existing whole store of the same tokens stays as it is."""
+    """Fit or load, encode and store; an existing whole store of the same tokens stays as it is."""
     started = time.perf_counter()
     name = context.cell.tokenizer
     assert name is not None
@@ -35,7 +37,13 @@ def run(context: CellContext) -> StageResult:
     if context.runtime.device == "cuda":
         tokenizer.to("cuda")
     context.folder.mkdir(parents=True, exist_ok=True)
-    tokens = tokenizer.fit_encode(_batches(tokenizer, images), scratch=context.folder)
+    batches = _batches(tokenizer, images)
+    tokens: Iterator[Tensor]
+    if isinstance(tokenizer, NetworkTokenizer):
+        tokenizer.load_published(weights_folder(context.data_root))
+        tokens = map(tokenizer.encode, batches)
+    else:
+        tokens = tokenizer.fit_encode(batches, scratch=context.folder)
     base = f"tokens/{name}-{tokenizer.digest[:12]}"
     path = f"{base}/{images.data_set}-{images.digest[:12]}"
     folder = context.work_dir / path

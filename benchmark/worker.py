@@ -55,6 +55,7 @@ def run_job(job: Job) -> None:
         runtime=job.runtime,
         work_dir=job.work_dir,
         sources=job.sources,
+        data_root=job.data_root,
     )
     context.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(context.folder / LOG_NAME)

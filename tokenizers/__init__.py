@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from protocols.errors import unknown
 from protocols.hyperparameters import Hyperparameter
 from tokenizers.specs import TokenizerSpec
+from tokenizers.weights_files import PublishedFile
 
 if TYPE_CHECKING:
     from tokenizers.base import Tokenizer
@@ -63,6 +64,26 @@ _KMEANS_HYPERPARAMETERS = (
         default=1234,
         source="faiss default, also the paper's k-CLIP's; the upper end is faiss' C int",
     ),
+)
+_NETWORK_SOURCES = (
+    "protocols/geometry.py",
+    "tokenizers/base.py",
+    "tokenizers/network.py",
+    "tokenizers/published.py",
+    "tokenizers/weights_files.py",
+)
+_VQKD_FILE = PublishedFile(
+    weights="vqkd_encoder_base_decoder_3x768x12_clip",
+    ending=".pth",
+    sha256="d5036aa7",  # the published file's name states it
+    url="https://github.com/addf400/files/releases/download/BEiT-v2/"
+    "vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth",
+)
+_DALLE_FILE = PublishedFile(
+    weights="dall-e-encoder",
+    ending=".pkl",
+    sha256=None,  # none published is known here
+    url="https://cdn.openai.com/dall-e/encoder.pkl",
 )
 
 _SPECS = (
@@ -119,6 +140,96 @@ _SPECS = (
             *_KMEANS_HYPERPARAMETERS,
         ),
         sources=_KMEANS_SOURCES,
+    ),
+    TokenizerSpec(
+        name="vq-kd",
+        target="tokenizers.vqkd:VQKD",
+        summary="BEiT v2's released tokenizer: a ViT that learned CLIP's features through a codebook",
+        teacher="CLIP ViT-B/16 (image-text pairs)",
+        hyperparameters=(
+            Hyperparameter(
+                name="weights",
+                type=str,
+                default=_VQKD_FILE.weights,
+                source="the file that BEiT v2 (arXiv 2208.06366) released; NAME@SHA256 for another one",
+            ),
+            Hyperparameter(
+                name="image_size",
+                type=int,
+                low=1,
+                default=224,
+                source="BEiT v2's released configuration, pixels",
+            ),
+            Hyperparameter(
+                name="patch_size",
+                type=int,
+                low=1,
+                default=16,
+                source="BEiT v2's released configuration; must divide image_size",
+            ),
+            Hyperparameter(
+                name="width",
+                type=int,
+                low=1,
+                default=768,
+                source="shapes in the released file; a multiple of heads",
+            ),
+            Hyperparameter(name="depth", type=int, low=1, default=12, source="shapes in the released file"),
+            Hyperparameter(
+                name="heads", type=int, low=1, default=12, source="BEiT v2's released configuration"
+            ),
+            Hyperparameter(
+                name="codebook_size",
+                type=int,
+                low=2,
+                high=65536,
+                default=8192,
+                source="shapes in the released file. Token stores hold 16 bits",
+            ),
+            Hyperparameter(
+                name="code_width", type=int, low=1, default=32, source="shapes in the released file"
+            ),
+        ),
+        sources=(*_NETWORK_SOURCES, "tokenizers/vqkd.py"),
+        published=_VQKD_FILE,
+    ),
+    TokenizerSpec(
+        name="dall-e",
+        target="tokenizers.dalle:Dalle",
+        summary="the encoder of DALL-E's released discrete VAE, as BEiT used it",
+        teacher="none (trained to reconstruct images)",
+        hyperparameters=(
+            Hyperparameter(
+                name="weights",
+                type=str,
+                default=_DALLE_FILE.weights,
+                source="the file that DALL-E (arXiv 2102.12092) released; NAME@SHA256 names its bytes",
+            ),
+            Hyperparameter(
+                name="image_size",
+                type=int,
+                low=8,
+                default=112,
+                source="BEiT (arXiv 2106.08254): stride 8 gives 14 x 14 tokens; a multiple of 8",
+            ),
+            Hyperparameter(
+                name="width",
+                type=int,
+                low=4,
+                default=256,
+                source="shapes in the released file: the first group's; a multiple of 4",
+            ),
+            Hyperparameter(
+                name="codebook_size",
+                type=int,
+                low=2,
+                high=65536,
+                default=8192,
+                source="shapes in the released file. Token stores hold 16 bits",
+            ),
+        ),
+        sources=(*_NETWORK_SOURCES, "tokenizers/dalle.py"),
+        published=_DALLE_FILE,
     ),
 )
 _BY_NAME = {spec.name: spec for spec in _SPECS}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.hyperparameters import Hyperparameter, Value, resolve
+from tokenizers.weights_files import PublishedFile
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -23,6 +24,7 @@ class TokenizerSpec:
     teacher          how the network behind the features was trained, which tells what labels leak in
     hyperparameters  all that the tokenizer takes, with ranges, defaults and sources
     sources          files, relative to the repository, whose bytes are the tokenizer's code
+    published        the file of weights that it comes with; None if it is fitted here
     """
 
     name: str
@@ -31,6 +33,7 @@ class TokenizerSpec:
     teacher: str
     hyperparameters: tuple[Hyperparameter, ...]
     sources: tuple[str, ...]
+    published: PublishedFile | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """All hyperparameters: those given, checked, the others at their defaults. HarnessError if wrong."""

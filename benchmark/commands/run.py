@@ -124,6 +124,7 @@ def run(options: Namespace) -> int:
                 redo_failed=options.redo_failed,
                 redo_stale=options.redo_stale,
                 stale={one.cell.id for one in stale},
+                data_root=options.data_root,
             )
     except Stopped as stopped:
         print(

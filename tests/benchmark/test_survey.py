@@ -248,7 +248,7 @@ def test_blocked_by_what_is_missing_and_by_a_parent() -> None:
     tokens = states[0]
     assert [one.what for one in tokens.missing] == [
         "data set imagenet-1k: no --data-root DIR is given",
-        "tokenizer vq-kd: this version of the harness has no adapter for it",
+        "tokenizer vq-kd: no --data-root DIR is given, where its weights lie",
     ]
     assert tokens.reasons == tuple(one.what for one in tokens.missing)
     food = next(one for one in states if one.cell.evaluation == "food-101")

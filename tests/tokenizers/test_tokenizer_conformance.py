@@ -12,12 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from protocols.errors import HarnessError
+from tests.tokenizers.reference_weights import DALLE_SIZES, VQKD_SIZES, random_reference
 from tokenizers import build_tokenizer, list_tokenizers
 from tokenizers.base import Tokenizer
+from tokenizers.network import NetworkTokenizer
 
 SMALL: dict[str, dict[str, Any]] = {
     "k-pixel": {"image_size": 28, "patch_size": 7, "codebook_size": 8, "iterations": 3},
     "k-feature": {"image_size": 64, "codebook_size": 8, "iterations": 3},
+    "vq-kd": VQKD_SIZES,
+    "dall-e": DALLE_SIZES,
 }
 EMBEDDED = Path(__file__).parent.parent.parent / "benchmark" / "embedded" / "fashion_mnist_12k.npz"
 
@@ -37,7 +41,10 @@ class TestTokenizer:
     def fitted(self, name: str, photographs: list[Image.Image]) -> tuple[Tokenizer, Tensor]:
         tokenizer = build_tokenizer(name, **SMALL[name])
         images = torch.stack([tokenizer.transform(image) for image in photographs])
-        tokenizer.fit(images.split(10))
+        if isinstance(tokenizer, NetworkTokenizer):
+            tokenizer.load_reference(random_reference(tokenizer))
+        else:
+            tokenizer.fit(images.split(10))
         return tokenizer, images
 
     def test_tokens_are_one_code_per_patch(self, name: str, photographs: list[Image.Image]) -> None:

@@ -30,7 +30,7 @@ def test_an_odd_margin_rounds_down() -> None:
     assert square_crop_box(7, 10) == (0, 1, 7, 8)
 
 
-@pytest.mark.parametrize("name", ["k-pixel", "k-feature"])
+@pytest.mark.parametrize("name", ["k-pixel", "k-feature", "vq-kd"])
 def test_transform_crops_the_original_before_it_resizes(name: str) -> None:
     tokenizer = build_tokenizer(name)
     pixels = np.random.default_rng(0).integers(0, 256, (300, 411, 3), dtype=np.uint8)
