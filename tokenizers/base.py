@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from protocols.files import write_atomically
 from protocols.frozen import canonical_json, digest_of
 from protocols.geometry import square_crop_box
 from tokenizers.specs import TokenizerSpec
+
+if TYPE_CHECKING:
+    from tokenizers.clustering import Report
 
 WEIGHTS_NAME = "tokenizer.safetensors"
 
@@ -67,16 +70,55 @@ class Tokenizer(ABC):
         An image's ids do not depend on the others in the batch. HarnessError if not fitted.
         """
 
+    def codebook_rows(self) -> Tensor:
+        """The row of every code (K, C), in the space in which the nearest row is sought.
+
+        HarnessError if not fitted, or if tokens of this kind are not nearest rows.
+        """
+        raise self._no_rows()
+
+    def distances(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, N) float64: how far each patch lies from the row of its own token.
+
+        Euclidean, in the space of `codebook_rows`. HarnessError as there.
+        """
+        raise self._no_rows()
+
+    def _no_rows(self) -> HarnessError:
+        return HarnessError(
+            f"tokenizer {self.name} has no codebook rows, and so no distances: its token is no nearest row "
+            "but the largest of the network's outputs; --rule random needs neither"
+        )
+
     @property
     @abstractmethod
     def is_fitted(self) -> bool:
         """True when `encode` can be called."""
 
-    def fit(self, images: Iterable[Tensor]) -> None:
-        """Fit on batches (B, 3, S, S), replacing an earlier fit. HarnessError if this kind is not fitted."""
+    @property
+    def needs_weights(self) -> bool:
+        """True while a file of weights has to be loaded, by `load_published`, before anything is encoded."""
+        return False
+
+    def load_published(self, source: Path, *, accept_unknown: bool = False) -> None:
+        """Load the weights file `source`, or the one in the folder `source` that the configuration names.
+
+        The file must be the published one, or the one whose SHA-256 the configuration states, unless
+        `accept_unknown`. HarnessError if it is missing, another, damaged or unsuitable, or if this
+        tokenizer takes none.
+        """
+        raise HarnessError(f"tokenizer {self.name} takes no file of weights, so not {source} either")
+
+    def fit(self, images: Iterable[Tensor], *, report: Report | None = None) -> None:
+        """Fit on batches (B, 3, S, S), replacing an earlier fit. HarnessError if this kind is not fitted.
+
+        `report` is told of every iteration as it ends.
+        """
         raise HarnessError(f"tokenizer {self.name} is not fitted: it comes with published weights")
 
-    def fit_encode(self, images: Iterable[Tensor], *, scratch: Path | None = None) -> Iterator[Tensor]:
+    def fit_encode(
+        self, images: Iterable[Tensor], *, scratch: Path | None = None, report: Report | None = None
+    ) -> Iterator[Tensor]:
         """Fit on `images`, then their tokens in batches (b, N): as `fit` and `encode`, in one pass.
 
         `scratch` is a folder for what has to be kept in between, None the system's temporary one.

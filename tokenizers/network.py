@@ -6,9 +6,8 @@ Until weights are loaded it has shapes and no memory (torch's meta device), so b
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from protocols.errors import HarnessError
-from protocols.files import sha256_of_file
 from tokenizers.base import Tokenizer
-from tokenizers.published import read_published
+from tokenizers.published import check_tensors, read_wanted
 from tokenizers.specs import TokenizerSpec
-from tokenizers.weights_files import ENDINGS, PublishedFile, find_file, wanted_file
-
-log = logging.getLogger(__name__)
+from tokenizers.weights_files import PublishedFile, wanted_file
 
 Shapes = dict[str, torch.Size]
 
@@ -59,6 +55,11 @@ class NetworkTokenizer(Tokenizer):
         return False
 
     @property
+    def needs_weights(self) -> bool:
+        """True until weights are loaded."""
+        return not self._is_loaded
+
+    @property
     def is_fitted(self) -> bool:
         """True once weights are loaded; nothing is fitted here."""
         return self._is_loaded
@@ -78,24 +79,18 @@ class NetworkTokenizer(Tokenizer):
         The file must be the published one, or the one whose SHA-256 stands in `weights`, unless
         `accept_unknown`. Raises HarnessError as `read_published` and `load_reference` do.
         """
-        path = find_file(source, self.wanted.name) if source.is_dir() else source
-        if path is None:
-            raise HarnessError(
-                f"tokenizer {self.name}: no file {self.wanted.name} ({', '.join(ENDINGS)}) in {source}; "
-                f"{self.published.remedy(str(source), self.wanted.name)}"
-            )
-        tensors = read_published(path, sha256=self.wanted.sha256, accept_unknown=accept_unknown)
+        owner = f"tokenizer {self.name}"
+        read = read_wanted(owner, source, self.wanted, accept_unknown=accept_unknown)
         try:
-            self.load_reference(tensors)
+            self.load_reference(read.tensors)
         except HarnessError as error:
-            raise HarnessError(f"{path}: {error}") from None
-        log.info("tokenizer %s: weights of %s, SHA-256 %s", self.name, path.name, sha256_of_file(path))
+            raise HarnessError(f"{read.path}: {error}") from None
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) in [0, 1] -> (B, N) int64 on the CPU, row-major. HarnessError before loading."""
         self.check_images(images)
         self._require_weights()
-        ids = [self._ids_of_block(block) for block in self._padded_blocks(images)]
+        ids = [self._exactly(self.network, block) for block in self._padded_blocks(images)]
         return torch.cat(ids)[: len(images)] if ids else torch.empty(0, self.grid**2, dtype=torch.int64)
 
     def to(self, device: torch.device | str) -> NetworkTokenizer:
@@ -130,35 +125,15 @@ class NetworkTokenizer(Tokenizer):
             )
 
     def _check(self, given: Mapping[str, Tensor], expected: Shapes) -> None:
-        owner = f"tokenizer {self.name}, weights"
-        for name, shape in expected.items():
-            if name not in given:
-                raise HarnessError(f"{owner}: {name} {tuple(shape)} is missing; {_REMEDY}")
-            tensor = given[name]
-            if tensor.shape != shape:
-                raise HarnessError(
-                    f"{owner}: {name} has shape {tuple(tensor.shape)}, this configuration needs "
-                    f"{tuple(shape)}; {_REMEDY}"
-                )
-            if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-                raise HarnessError(
-                    f"{owner}: {name} ({tensor.dtype}) holds other than finite floats; {_REMEDY}"
-                )
-        for name in given:
-            if name not in expected:
-                raise HarnessError(f"{owner}: {name} is no part of this network; {_REMEDY}")
+        check_tensors(f"tokenizer {self.name}, weights", given, expected)
 
     def _padded_blocks(self, images: Tensor) -> Iterator[Tensor]:
         for block in images.split(self.block) if len(images) else ():
             missing = self.block - len(block)
             yield torch.cat([block, block.new_zeros(missing, *block.shape[1:])]) if missing else block
 
-    def _ids_of_block(self, images: Tensor) -> Tensor:
+    def _exactly(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         # Full float32 on every device: TF32 would move ids between machines.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False), exact:
-            ids_BN: Tensor = self.network(images.to(self._device, torch.float32))
-        return ids_BN.cpu()
-
-
-_REMEDY = "take the published file and the sizes that belong to it"
+            return compute(images.to(self._device, torch.float32)).cpu()

@@ -1,17 +1,20 @@
 """Files of published weights -> named tensors, without ever running what a file says.
 
-Read are safetensors, and what torch.save writes as a zip archive: a checkpoint's dictionary (.pth) or a
-pickled module (.pkl). Pickles are read with `weights_only`: tensors come through, classes only where they
-are listed below, and those become placeholders that can do nothing. Any other name is refused unread.
+Read are safetensors, what torch.save writes as a zip archive (a checkpoint's dictionary or a pickled
+module), and what torch.jit.save writes (torchscript.py). Pickles are read with `weights_only`: tensors come
+through, classes only where they are listed below, and those become placeholders that can do nothing. Any
+other name is refused unread.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +23,10 @@ from torch import Tensor
 
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
+from tokenizers.torchscript import RefusedName, is_torchscript, read_torchscript
+from tokenizers.weights_files import ENDINGS, WantedFile
+
+log = logging.getLogger(__name__)
 
 _ZIP_START = b"PK\x03\x04"
 # What published files name besides tensors: a training script's arguments, the dVAE's classes.
@@ -47,6 +54,7 @@ _UNREADABLE = (
     RuntimeError,
     TypeError,
     ValueError,
+    zipfile.BadZipFile,
 )
 
 
@@ -76,8 +84,53 @@ def read_published(path: Path, *, sha256: str | None, accept_unknown: bool = Fal
         except SafetensorError as error:
             raise HarnessError(f"{path}: cannot be read as safetensors ({error}); fetch it again") from None
     content = _unpickled(path)
+    if is_torchscript(path):
+        return {name: _dense(path, name, value) for name, value in content.items()}
     named = _tensors_of_module(path, content) if isinstance(content, _Inert) else _state_dict(path, content)
     return {name: _dense(path, name, value) for name, value in named.items()}
+
+
+class ReadFile(NamedTuple):
+    """A file of weights, its SHA-256 and its named tensors."""
+
+    path: Path
+    sha256: str
+    tensors: dict[str, Tensor]
+
+
+def read_wanted(owner: str, source: Path, wanted: WantedFile, *, accept_unknown: bool = False) -> ReadFile:
+    """The file `wanted` of the folder `source`, or the file `source` itself.
+
+    `owner` opens messages and log lines. HarnessError if there is none, and as `read_published`.
+    """
+    is_file = source.suffix in ENDINGS and not source.is_dir()
+    path = source if is_file or source.is_file() else wanted.find(source)
+    if path is None:
+        raise HarnessError(
+            f"{owner}: no file {wanted.name} ({', '.join(ENDINGS)}) in {source}; {wanted.remedy(str(source))}"
+        )
+    tensors = read_published(path, sha256=wanted.sha256, accept_unknown=accept_unknown)
+    sha256 = sha256_of_file(path)
+    log.info("%s: weights of %s, SHA-256 %s", owner, path.name, sha256)
+    return ReadFile(path, sha256, tensors)
+
+
+def check_tensors(owner: str, given: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """HarnessError naming the first tensor that is missing, misshapen, not finite floats, or unexpected."""
+    for name, shape in expected.items():
+        if name not in given:
+            raise HarnessError(f"{owner}: {name} {tuple(shape)} is missing; {_SIZES}")
+        tensor = given[name]
+        if tensor.shape != shape:
+            raise HarnessError(
+                f"{owner}: {name} has shape {tuple(tensor.shape)}, this configuration needs "
+                f"{tuple(shape)}; {_SIZES}"
+            )
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise HarnessError(f"{owner}: {name} ({tensor.dtype}) holds other than finite floats; {_SIZES}")
+    for name in given:
+        if name not in expected:
+            raise HarnessError(f"{owner}: {name} is no part of this network; {_SIZES}")
 
 
 def _confirm(path: Path, sha256: str | None) -> None:
@@ -103,19 +156,26 @@ def _unpickled(path: Path) -> Any:
                 f'sys.argv[2])" {path.name} {path.stem}.safetensors'
             )
     try:
+        if is_torchscript(path):
+            return read_torchscript(path)
         with torch.serialization.safe_globals([(_Inert, name) for name in _PLACEHOLDERS]):
             refused = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
             if refused:
-                raise HarnessError(
-                    f"{path}: names {', '.join(refused)}, which is no part of published weights; nothing "
-                    "of it was run; fetch the published file"
-                )
+                raise _names_code(path, ", ".join(refused))
             return torch.load(path, map_location="cpu", weights_only=True)
     except HarnessError:
         raise
+    except RefusedName as name:
+        raise _names_code(path, str(name)) from None
     except _UNREADABLE as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HarnessError(f"{path}: cannot be read as weights ({first}); fetch it again") from None
+
+
+def _names_code(path: Path, names: str) -> HarnessError:
+    return HarnessError(
+        f"{path}: names {names}, which is no part of published weights; nothing of it was run; {_REMEDY}"
+    )
 
 
 def _tensors_of_module(path: Path, module: _Inert) -> dict[str, Any]:
@@ -159,3 +219,4 @@ def _dense(path: Path, name: Any, value: Any) -> Tensor:
 
 _KINDS = ("_parameters", "_buffers", "_modules")
 _REMEDY = "fetch the published file"
+_SIZES = "take the published file and the sizes that belong to it"

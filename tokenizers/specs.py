@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from protocols.hyperparameters import Hyperparameter, Value, resolve
-from tokenizers.weights_files import PublishedFile
+from tokenizers.weights_files import PublishedFile, WantedFile, wanted_file
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -25,6 +25,7 @@ class TokenizerSpec:
     hyperparameters  all that the tokenizer takes, with ranges, defaults and sources
     sources          files, relative to the repository, whose bytes are the tokenizer's code
     published        the file of weights that it comes with; None if it is fitted here
+    weights_file     configuration -> the file of weights of its feature network; None if there is never one
     """
 
     name: str
@@ -34,10 +35,17 @@ class TokenizerSpec:
     hyperparameters: tuple[Hyperparameter, ...]
     sources: tuple[str, ...]
     published: PublishedFile | None = None
+    weights_file: Callable[[Mapping[str, Value]], WantedFile | None] | None = None
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """All hyperparameters: those given, checked, the others at their defaults. HarnessError if wrong."""
         return resolve(f"tokenizer {self.name}", self.hyperparameters, given)
+
+    def wanted_file(self, resolved: Mapping[str, Value]) -> WantedFile | None:
+        """The file of weights that a resolved configuration needs, if any. HarnessError if malformed."""
+        if self.published is not None:
+            return wanted_file(str(resolved["weights"]), self.published)
+        return None if self.weights_file is None else self.weights_file(resolved)
 
     def source_digest(self) -> str:
         """SHA-256 (hex) over the names and bytes of `sources`, for a record to tell stale results by."""

@@ -1,17 +1,18 @@
 """The token store: the ids of one (tokenizer, data set), computed once and read by image id.
 
-    FOLDER/tokens.npy       (images, N) uint16 little-endian, memory-mapped on reading
-    FOLDER/image_ids.txt    one image id a line, in the rows' order
-    FOLDER/manifest.json    what made it, with the SHA-256 of both files and of itself
+    FOLDER/tokens.npy       (images, N) uint16
+    FOLDER/labels.npy       (images,) int64, -1 where unknown
+    FOLDER/image_ids.txt, id_offsets.npy, id_index.npy    which row is whose: see image_index.py
+    FOLDER/manifest.json    what made it, with size and SHA-256 of every other file, and its own digest
 
-A store is written under another name and renamed when complete, so an unfinished one is never read.
+Numbers are little-endian. Everything but the manifest is memory-mapped: opening and reading cost the same
+for ten images and for a million. Its bytes are a pure function of tokenizer, data and tokens. A store is
+written under another name and renamed when complete, so an unfinished one is never read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,27 +22,47 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from protocols.errors import HarnessError
-from protocols.files import sha256_of_file, sync_folder
-from protocols.frozen import Frozen, PositiveInt, Scalar, digest_of
-from tokenizers.card import tokenizer_card
+from protocols.files import sync_folder
+from protocols.frozen import Frozen, FrozenDict, PositiveInt, Scalar, digest_of
+from tokenizers.card import card_of_counts, code_counts
+from tokenizers.image_index import IDS_NAME, INDEX_NAME, OFFSETS_NAME, ImageIds, write_image_ids
+from tokenizers.store_files import (
+    REMEDY,
+    FileOfStore,
+    Sha256,
+    check_files,
+    check_same,
+    describe_files,
+    durable,
+    map_array,
+    write_array,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenizers.base import Tokenizer
 
+SCHEMA_VERSION = 2
 TOKENS_NAME = "tokens.npy"
-IDS_NAME = "image_ids.txt"
+LABELS_NAME = "labels.npy"
 MANIFEST_NAME = "manifest.json"
+FILE_NAMES = (TOKENS_NAME, LABELS_NAME, IDS_NAME, OFFSETS_NAME, INDEX_NAME)
+UNKNOWN_LABEL = -1
 _TOKEN = np.dtype("<u2")
+_LABEL = np.dtype("<i8")
 _MAX_CODEBOOK = 2 ** (8 * _TOKEN.itemsize)
 _MAX_MANIFEST_BYTES = 1024 * 1024
-_REMEDY = "delete the store and tokenise again"
+_BLOCK = 4096  # images whose tokens are checked, counted and written together
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+def _of_every_file(files: dict[str, FileOfStore]) -> FrozenDict:
+    if set(files) != set(FILE_NAMES):
+        raise ValueError(f"must name {', '.join(FILE_NAMES)}, and names {', '.join(sorted(files))}")
+    return FrozenDict(files)
 
 
 class TokenizerOfStore(Frozen):
@@ -59,13 +80,12 @@ class TokenizerOfStore(Frozen):
 class Manifest(Frozen):
     """What a store holds. `digest` is that of all other fields, and so of the whole store."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     tokenizer: TokenizerOfStore
     data_name: str
     data_digest: str
     images: PositiveInt
-    tokens_sha256: Sha256
-    image_ids_sha256: Sha256
+    files: Annotated[dict[str, FileOfStore], AfterValidator(_of_every_file)]
     card: dict[str, int | float]
     digest: str = ""
 
@@ -75,16 +95,25 @@ class Manifest(Frozen):
 
 
 class TokenStore:
-    """An open store. Rows are found by image id, never by a position in some listing."""
+    """An open store. Rows are found by image id, never by a position in some listing.
 
-    def __init__(self, manifest: Manifest, image_ids: Sequence[str], tokens: NDArray[np.uint16]) -> None:
+    `image_ids` are the rows' ids in order; whatever is asked for is read from the disk then.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        image_ids: ImageIds,
+        tokens: NDArray[np.uint16],
+        labels: NDArray[np.int64],
+    ) -> None:
         self.manifest = manifest
-        self.image_ids = tuple(image_ids)
-        self._tokens = tokens
-        self._row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        self.image_ids = image_ids
+        self._tokens, self._labels = tokens, labels
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return self.manifest.images
 
     @property
     def codebook_size(self) -> int:
@@ -104,16 +133,28 @@ class TokenStore:
     def rows(self, image_ids: Iterable[str]) -> NDArray[np.int64]:
         """Image ids -> positions (B,). HarnessError naming the first id that the store does not hold."""
         try:
-            return np.array([self._row_of[image_id] for image_id in image_ids], dtype=np.int64)
+            return self.image_ids.rows(image_ids)
         except KeyError as error:
             raise HarnessError(
                 f"the token store of {self.manifest.data_name} by {self.manifest.tokenizer.name} holds no "
                 f"image {error.args[0]!r}; it was made from other images: tokenise the data set again"
             ) from None
 
+    def image_id(self, row: int) -> str:
+        """Position -> image id."""
+        return self.image_ids[row]
+
     def tokens(self, positions: ArrayLike) -> NDArray[np.int64]:
         """Positions (B,) -> tokens (B, N) int64, row-major patches."""
         return self._tokens[np.asarray(positions, dtype=np.int64)].astype(np.int64)
+
+    def labels(self, positions: ArrayLike) -> NDArray[np.int64]:
+        """Positions (B,) -> labels (B,) int64, -1 where unknown."""
+        return self._labels[np.asarray(positions, dtype=np.int64)].astype(np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the files itself; pickled arrays would be copies of all of them.
+        return (_reopen, (self.image_ids.folder, self.digest))
 
 
 def write_store(
@@ -124,6 +165,7 @@ def write_store(
     data_digest: str,
     image_ids: Sequence[str],
     images: Iterable[Tensor],
+    labels: ArrayLike | None = None,
 ) -> Manifest:
     """Encode `images`, batches (B, 3, S, S) in the order of `image_ids`, into a new store at `folder`.
 
@@ -135,6 +177,7 @@ def write_store(
         data_name=data_name,
         data_digest=data_digest,
         image_ids=image_ids,
+        labels=labels,
         tokens=(tokenizer.encode(batch) for batch in images),
     )
 
@@ -146,20 +189,25 @@ def write_tokens(
     data_name: str,
     data_digest: str,
     image_ids: Sequence[str],
-    tokens: Iterable[Tensor],
+    tokens: Iterable[Tensor | NDArray[Any]],
+    labels: ArrayLike | None = None,
 ) -> Manifest:
     """Put token batches (B, N), in the order of `image_ids`, into a new store at `folder`.
 
     They are what `tokenizer` gave, by `encode` or by `fit_encode`; its digest is asked for after the
-    last batch. Nothing is left behind on an error. Raises HarnessError if the store exists already, the
-    codebook exceeds 16 bits, ids repeat, or the tokens' count, shape or range is wrong.
+    last batch. `labels` (images,) are integers from 0 on, -1 where unknown; None knows none. Beside what
+    is given, memory is at most one batch, 48 bytes an image and 16 MB. Nothing is left behind on an error.
+
+    Raises HarnessError if the store exists already, the codebook exceeds 16 bits, ids repeat, or the
+    count, shape or range of tokens or labels is wrong. Ids and labels are checked before the first batch
+    is asked for.
     """
     _check_writable(folder, tokenizer)
-    ids_bytes = _ids_as_bytes(image_ids)
+    known_labels = _as_labels(labels, images=len(image_ids))
     with _finished_together(folder) as unfinished:
-        path = unfinished / TOKENS_NAME
-        _write_rows(path, tokens, tokenizer=tokenizer, images=len(image_ids))
-        _write_synced(unfinished / IDS_NAME, ids_bytes)
+        write_image_ids(unfinished, image_ids)
+        write_array(unfinished / LABELS_NAME, known_labels)
+        counts = _write_rows(unfinished / TOKENS_NAME, tokens, tokenizer=tokenizer, images=len(image_ids))
         manifest = Manifest(
             tokenizer=TokenizerOfStore(
                 name=tokenizer.name,
@@ -173,38 +221,41 @@ def write_tokens(
             data_name=data_name,
             data_digest=data_digest,
             images=len(image_ids),
-            tokens_sha256=sha256_of_file(path),
-            image_ids_sha256=hashlib.sha256(ids_bytes).hexdigest(),
-            card=tokenizer_card(np.load(path, mmap_mode="r", allow_pickle=False), tokenizer.codebook_size),
+            files=describe_files(unfinished, FILE_NAMES),
+            card=card_of_counts(counts),
         )
         manifest = manifest.model_copy(update={"digest": manifest.content_digest()})
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
         # Last, so that a folder without a manifest is known to be unfinished under any name.
-        _write_synced(unfinished / MANIFEST_NAME, (text + "\n").encode())
+        with durable(unfinished / MANIFEST_NAME) as stream:
+            stream.write((text + "\n").encode())
     return manifest
 
 
 def open_store(folder: Path, *, verify: bool = True) -> TokenStore:
-    """The store at `folder`. `verify` re-reads every byte; without it only sizes and the manifest count.
+    """The store at `folder`. `verify` re-reads every byte of every file; without it only the manifest,
+    the files' sizes and their headers are read, however many images there are.
 
     Raises HarnessError if the store is missing, unfinished, damaged or edited; a digest that differs is
     shown on both sides.
     """
     manifest = _read_manifest(folder)
-    _same(folder / MANIFEST_NAME, "digest", found=manifest.content_digest(), stated=manifest.digest)
-    image_ids, ids_digest = _read_ids(folder / IDS_NAME)
-    _same(folder / IDS_NAME, "SHA-256", found=ids_digest, stated=manifest.image_ids_sha256)
-    tokens = _map_tokens(folder / TOKENS_NAME)
-    shape = (manifest.images, manifest.tokenizer.grid**2)
-    if tokens.dtype != _TOKEN or tokens.shape != shape or len(image_ids) != manifest.images:
-        raise HarnessError(
-            f"{folder}: {tokens.dtype} tokens {tokens.shape} and {len(image_ids)} image ids, "
-            f"but the manifest says {_TOKEN} {shape}; {_REMEDY}"
-        )
-    if verify:
-        path = folder / TOKENS_NAME
-        _same(path, "SHA-256", found=sha256_of_file(path), stated=manifest.tokens_sha256)
-    return TokenStore(manifest, image_ids, tokens)
+    check_same(folder / MANIFEST_NAME, "digest", found=manifest.content_digest(), stated=manifest.digest)
+    check_files(folder, manifest.files, verify=verify)
+    images = manifest.images
+    return TokenStore(
+        manifest,
+        image_ids=ImageIds(folder, images),
+        tokens=map_array(folder / TOKENS_NAME, _TOKEN, (images, manifest.tokenizer.grid**2)),
+        labels=map_array(folder / LABELS_NAME, _LABEL, (images,)),
+    )
+
+
+def _reopen(folder: Path, digest: str) -> TokenStore:
+    store = open_store(folder, verify=False)
+    if store.digest != digest:
+        raise HarnessError(f"{folder} was replaced by another store while it was in use; run again")
+    return store
 
 
 def _check_writable(folder: Path, tokenizer: Tokenizer) -> None:
@@ -217,49 +268,62 @@ def _check_writable(folder: Path, tokenizer: Tokenizer) -> None:
         raise HarnessError(f"{folder} exists already; open it, or delete it to tokenise again")
 
 
-def _ids_as_bytes(image_ids: Sequence[str]) -> bytes:
-    if not image_ids:
-        raise HarnessError("a token store needs at least one image id, got none")
-    seen: set[str] = set()
-    for image_id in image_ids:
-        if not image_id or image_id.splitlines() != [image_id] or image_id in seen:
-            fault = "given twice" if image_id in seen else "empty or longer than a line"
-            raise HarnessError(f"image id {image_id!r} is {fault}; ids must be distinct lines of text")
-        seen.add(image_id)
-    try:
-        return "".join(f"{image_id}\n" for image_id in image_ids).encode()
-    except UnicodeEncodeError as error:
-        around = error.object[max(error.start - 40, 0) : error.end].splitlines()[-1]
-        raise HarnessError(f"image id ...{around!r} is no valid text; rename the file in UTF-8") from None
+def _as_labels(labels: ArrayLike | None, *, images: int) -> NDArray[np.int64]:
+    if labels is None:
+        return np.full(images, UNKNOWN_LABEL, dtype=_LABEL)
+    given = np.asarray(labels)
+    if given.shape != (images,) or (images and not np.issubdtype(given.dtype, np.integer)):
+        raise HarnessError(
+            f"labels are {given.dtype} {given.shape}; give one integer for each of {images} images, "
+            f"{UNKNOWN_LABEL} where it is unknown, or none at all"
+        )
+    if images and not UNKNOWN_LABEL <= given.min() <= given.max() <= np.iinfo(_LABEL).max:
+        raise HarnessError(
+            f"labels run from {given.min()} to {given.max()}: a label is 0 or more, {UNKNOWN_LABEL} where it "
+            "is unknown, and of at most 63 bits"
+        )
+    return given.astype(_LABEL)
 
 
-def _write_rows(path: Path, batches: Iterable[Tensor], *, tokenizer: Tokenizer, images: int) -> None:
-    """Stream the batches into an .npy file of exactly (images, N)."""
-    patches, codes = tokenizer.grid**2, tokenizer.codebook_size
-    header = {"descr": _TOKEN.str, "fortran_order": False, "shape": (images, patches)}
+def _write_rows(
+    path: Path, batches: Iterable[Tensor | NDArray[Any]], *, tokenizer: Tokenizer, images: int
+) -> NDArray[np.int64]:
+    """Stream the batches into an .npy file of exactly (images, N); returns how often each code occurs."""
+    header = {"descr": _TOKEN.str, "fortran_order": False, "shape": (images, tokenizer.grid**2)}
+    counts = np.zeros(tokenizer.codebook_size, dtype=np.int64)
     written = 0
-    with path.open("wb") as stream:
+    with durable(path) as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for batch in batches:
             ids = np.asarray(batch)
-            if ids.ndim != 2 or ids.shape[1] != patches or not np.issubdtype(ids.dtype, np.integer):
-                raise HarnessError(
-                    f"tokenizer {tokenizer.name} gave {ids.dtype} tokens {ids.shape}, "
-                    f"not integers (B, {patches})"
-                )
-            if ids.size and (ids.min() < 0 or ids.max() >= codes):
-                raise HarnessError(
-                    f"tokenizer {tokenizer.name} gave ids from {ids.min()} to {ids.max()}, outside its "
-                    f"codebook of {codes}"
-                )
+            _check_form(ids, tokenizer)
             written += len(ids)
             if written > images:
                 raise HarnessError(f"{images} image ids were given, but tokens of at least {written} images")
-            stream.write(ids.astype(_TOKEN).tobytes())
-        stream.flush()
-        os.fsync(stream.fileno())
+            for start in range(0, len(ids), _BLOCK):
+                block = ids[start : start + _BLOCK]
+                _check_range(block, tokenizer)
+                counts += code_counts(block, tokenizer.codebook_size)
+                stream.write(block.astype(_TOKEN, order="C", copy=False).data)
     if written != images:
         raise HarnessError(f"{images} image ids were given, but tokens of {written} images")
+    return counts
+
+
+def _check_form(ids: NDArray[Any], tokenizer: Tokenizer) -> None:
+    patches = tokenizer.grid**2
+    if ids.ndim != 2 or ids.shape[1] != patches or not np.issubdtype(ids.dtype, np.integer):
+        raise HarnessError(
+            f"tokenizer {tokenizer.name} gave {ids.dtype} tokens {ids.shape}, not integers (B, {patches})"
+        )
+
+
+def _check_range(ids: NDArray[Any], tokenizer: Tokenizer) -> None:
+    if ids.min() < 0 or ids.max() >= tokenizer.codebook_size:
+        raise HarnessError(
+            f"tokenizer {tokenizer.name} gave ids from {ids.min()} to {ids.max()}, outside its "
+            f"codebook of {tokenizer.codebook_size}"
+        )
 
 
 @contextmanager
@@ -274,18 +338,11 @@ def _finished_together(folder: Path) -> Iterator[Path]:
         try:
             unfinished.rename(folder)
         except OSError as error:
-            raise HarnessError(f"{folder} could not be put in place ({error.strerror}); {_REMEDY}") from None
+            raise HarnessError(f"{folder} could not be put in place ({error.strerror}); {REMEDY}") from None
         sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -295,35 +352,25 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a finished token store: it has no {MANIFEST_NAME}; tokenise first"
         )
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise HarnessError(f"{path}: {path.stat().st_size} bytes is too large for a manifest; {_REMEDY}")
+        raise HarnessError(f"{path}: {path.stat().st_size} bytes is too large for a manifest; {REMEDY}")
+    content = path.read_bytes()
+    _check_version(path, content)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first: Any = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise HarnessError(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
+        raise HarnessError(f"{path}: {where}: {first['msg']}; {REMEDY}") from None
 
 
-def _read_ids(path: Path) -> tuple[list[str], str]:
-    if not path.is_file():
-        raise HarnessError(f"{path}: missing; {_REMEDY}")
-    content = path.read_bytes()
+def _check_version(path: Path, content: bytes) -> None:
+    """HarnessError for a manifest of another layout; one that cannot be read is left to the schema."""
     try:
-        return content.decode().splitlines(), hashlib.sha256(content).hexdigest()
-    except UnicodeDecodeError as error:
-        raise HarnessError(f"{path}: not UTF-8 ({error.reason}); {_REMEDY}") from None
-
-
-def _map_tokens(path: Path) -> NDArray[np.uint16]:
-    if not path.is_file():
-        raise HarnessError(f"{path}: missing; {_REMEDY}")
-    try:
-        tokens: NDArray[np.uint16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise HarnessError(f"{path}: damaged or cut short ({error}); {_REMEDY}") from None
-    return tokens
-
-
-def _same(path: Path, what: str, *, found: str, stated: str) -> None:
-    if found != stated:
-        raise HarnessError(f"{path}: its {what} is {found}, the manifest states {stated}; {_REMEDY}")
+        version = json.loads(content)["schema_version"]
+    except (ValueError, LookupError, TypeError):
+        return
+    if version != SCHEMA_VERSION:
+        raise HarnessError(
+            f"{path}: schema_version {version!r}: another version of this harness wrote the store, which "
+            f"is read as version {SCHEMA_VERSION} only; {REMEDY}"
+        )

@@ -107,6 +107,22 @@ class VQKD(NetworkTokenizer):
         network = VQKDEncoder(**{name: config[name] for name in sizes}, device="meta")
         super().__init__(spec, config, network=network, grid=image_size // patch_size)
 
+    def codebook_rows(self) -> Tensor:
+        """The unit rows (V, C). HarnessError before loading."""
+        self._require_weights()
+        return self.network.codebook.detach().cpu()
+
+    def distances(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, N) float64: of each patch's unit code to its nearest row."""
+        self.check_images(images)
+        rows_VC = self.codebook_rows().double()
+        blocks = [self._exactly(self.network.codes, block) for block in self._padded_blocks(images)]
+        if not blocks:
+            return torch.empty(0, self.grid**2, dtype=torch.float64)
+        codes_BNC = torch.cat(blocks)[: len(images)]
+        ids_BN = nearest_rows(codes_BNC, rows_VC)
+        return (F.normalize(codes_BNC, dim=-1).double() - rows_VC[ids_BN]).norm(dim=-1)
+
     def reference_shapes(self) -> Shapes:
         """One bias of queries, keys and values here is two there: keys have none."""
         shapes: Shapes = {}

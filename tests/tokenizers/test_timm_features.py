@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from protocols.errors import HarnessError
-from tokenizers.features import TimmFeatures, match_by_order, packaged_weights
+from tokenizers.timm_features import TimmFeatures, match_by_order, packaged_weights
 
 MODEL = "tf_efficientnet_lite0"
 
 
 @pytest.fixture(scope="module")
 def extractor() -> TimmFeatures:
-    return TimmFeatures(model=MODEL, image_size=112, weights=packaged_weights(MODEL))
+    return TimmFeatures(model=MODEL, image_size=112, weights=packaged_weights(MODEL), stride=16)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_no_images_give_no_features(extractor: TimmFeatures, images: Tensor) -> 
 
 def test_building_leaves_the_random_stream_alone() -> None:
     before = torch.random.get_rng_state()
-    TimmFeatures(model=MODEL, image_size=32, weights=packaged_weights(MODEL))
+    TimmFeatures(model=MODEL, image_size=32, weights=packaged_weights(MODEL), stride=16)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import pickle
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from protocols.errors import HarnessError
+from tests.tokenizers.made_stores import StandIn, made_tokens, write_made
 from tokenizers import build_tokenizer
 from tokenizers.base import Tokenizer
 from tokenizers.card import tokenizer_card
-from tokenizers.store import IDS_NAME, MANIFEST_NAME, TOKENS_NAME, open_store, write_store, write_tokens
+from tokenizers.store import FILE_NAMES, MANIFEST_NAME, open_store, write_store, write_tokens
 
 IDS = [f"train/{index:03d}.png" for index in range(20)]
 
@@ -72,75 +74,96 @@ def test_an_unknown_image_id_is_named(folder: Path) -> None:
 def test_equal_stores_have_equal_bytes(folder: Path, tokenizer: Tokenizer, images: Tensor) -> None:
     again = folder.parent / "again"
     write(again, tokenizer, list(images.split(3)))
-    for name in (TOKENS_NAME, IDS_NAME, MANIFEST_NAME):
+    assert {path.name for path in again.iterdir()} == {*FILE_NAMES, MANIFEST_NAME}
+    for name in (*FILE_NAMES, MANIFEST_NAME):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
     assert open_store(again).digest == open_store(folder).digest
 
 
-def cut_short(folder: Path) -> None:
-    path = folder / TOKENS_NAME
-    path.write_bytes(path.read_bytes()[:-2])
+def test_the_bytes_follow_tokens_ids_labels_and_data_alone(tmp_path: Path) -> None:
+    ids, tokens = ["a", "b", "c"], np.arange(12).reshape(3, 4)
+    write_made(tmp_path / "first", ids, tokens=[tokens], labels=[0, 1, -1])
+    write_made(
+        tmp_path / "second", tuple(ids), tokens=list(tokens.reshape(3, 1, 4)), labels=np.array([0, 1, -1])
+    )
+    for name in (*FILE_NAMES, MANIFEST_NAME):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    digests = {open_store(tmp_path / "first").digest}
+    for number, (other_ids, other_tokens, labels, data) in enumerate(
+        (
+            (["a", "c", "b"], tokens, [0, 1, -1], "made"),
+            (ids, tokens + 1, [0, 1, -1], "made"),
+            (ids, tokens, [0, 1, 2], "made"),
+            (ids, tokens, [0, 1, -1], "other"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        write_made(folder, other_ids, tokens=[other_tokens], labels=labels, data_name=data)
+        digests.add(open_store(folder).digest)
+    assert len(digests) == 5
 
 
-def flip_a_bit(folder: Path) -> None:
-    path = folder / TOKENS_NAME
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def swap_ids(folder: Path) -> None:
-    path = folder / IDS_NAME
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
-
-
-def edit_codebook(folder: Path) -> None:
-    manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    manifest["tokenizer"]["codebook_size"] = 9
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
-
-
-def add_a_field(folder: Path) -> None:
-    manifest = json.loads((folder / MANIFEST_NAME).read_text())
-    (folder / MANIFEST_NAME).write_text(json.dumps(manifest | {"note": "mine"}))
-
-
-def lose_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST_NAME).unlink()
-
-
-def lose_the_ids(folder: Path) -> None:
-    (folder / IDS_NAME).unlink()
-
-
-HEX = "[0-9a-f]{64}"
+def test_labels_come_back_by_image_id(folder: Path, tmp_path: Path) -> None:
+    store = open_store(folder)
+    assert store.labels(np.arange(20)).tolist() == [-1] * 20, "nobody gave any"
+    write_made(tmp_path / "labelled", ["x", "y", "z"], labels=np.array([7, -1, 65536], dtype=np.int32))
+    store = open_store(tmp_path / "labelled")
+    labels = store.labels(store.rows(["z", "x", "z"]))
+    assert (labels.tolist(), labels.dtype) == ([65536, 7, 65536], np.int64)
+    assert store.labels([1]).tolist() == [-1]
 
 
 @pytest.mark.parametrize(
-    ("damage", "message", "seen_unverified"),
+    ("labels", "message"),
     [
-        (cut_short, "tokens.npy: damaged or cut short", True),
-        (flip_a_bit, f"SHA-256 is {HEX}, the manifest states {HEX}", False),
-        (swap_ids, f"image_ids.txt: its SHA-256 is {HEX}, the manifest states {HEX}", True),
-        (edit_codebook, f"manifest.json: its digest is {HEX}, the manifest states {HEX}", True),
-        (add_a_field, "note: Extra inputs are not permitted", True),
-        (lose_the_manifest, "not a finished token store", True),
-        (lose_the_ids, "image_ids.txt: missing", True),
+        ([0, 1], r"labels are int64 \(2,\); give one integer for each of 3 images, -1"),
+        ([[0], [1], [2]], r"labels are int64 \(3, 1\)"),
+        ([0.0, 1.0, 2.0], r"labels are float64 \(3,\)"),
+        ([0, -2, 1], "labels run from -2 to 1: a label is 0 or more, -1 where it is unknown"),
+        (np.array([0, 2**63, 1], dtype=np.uint64), "from 0 to 9223372036854775808: .* of at most 63 bits"),
     ],
 )
-def test_damage_is_detected(
-    folder: Path, damage: Callable[[Path], None], message: str, seen_unverified: bool
+def test_wrong_labels_are_refused_before_anything_is_encoded(
+    tmp_path: Path, labels: list[int], message: str
 ) -> None:
-    open_store(folder)
-    damage(folder)
+    def encoded() -> Iterator[np.ndarray]:
+        raise AssertionError("a batch was asked for")
+        yield
+
     with pytest.raises(HarnessError, match=message):
-        open_store(folder)
-    if seen_unverified:
-        with pytest.raises(HarnessError, match=message):
-            open_store(folder, verify=False)
-    else:
-        open_store(folder, verify=False)
+        write_made(tmp_path / "s", ["a", "b", "c"], labels=labels, tokens=encoded())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_process_is_sent_a_name_and_no_tokens(tmp_path: Path) -> None:
+    write_made(tmp_path / "s", [f"{row}.png" for row in range(5000)])
+    store = open_store(tmp_path / "s")
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000
+    received = pickle.loads(sent)
+    assert received.image_id(4999) == "4999.png"
+    np.testing.assert_array_equal(received.tokens([3, 4999]), store.tokens([3, 4999]))
+    shutil.rmtree(tmp_path / "s")
+    write_made(tmp_path / "s", ["a"])
+    with pytest.raises(HarnessError, match="was replaced by another store while it was in use"):
+        pickle.loads(sent)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, ">u2"])
+def test_arrays_and_tensors_of_any_integers_give_the_same_bytes(tmp_path: Path, dtype: str) -> None:
+    # More rows than are written together, in an order of memory that is not the file's.
+    tokens = np.concatenate(list(made_tokens(5000, patches=4, codes=65536)))
+    assert tokens.max() > 2**15
+    ids = [f"{row}.png" for row in range(5000)]
+    by = StandIn(codebook_size=65536)
+    write_made(tmp_path / "array", ids, tokenizer=by, tokens=[np.asfortranarray(tokens.astype(dtype))])
+    write_made(
+        tmp_path / "tensor", ids, tokenizer=by, tokens=torch.from_numpy(tokens.astype(np.int64)).split(700)
+    )  # type: ignore[arg-type]
+    store = open_store(tmp_path / "array")
+    np.testing.assert_array_equal(store.tokens(np.arange(5000)), tokens)
+    assert store.digest == open_store(tmp_path / "tensor").digest
+    assert store.manifest.card == tokenizer_card(tokens, 65536)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, tokenizer: Tokenizer, images: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protocols.errors import HarnessError
 from tests.tokenizers.reference_weights import DALLE_SIZES, VQKD_SIZES, random_reference
+from tests.tokenizers.small_networks import SMALL_CLIP, register_small_networks, write_clip
 from tokenizers import build_tokenizer, list_tokenizers
 from tokenizers.base import Tokenizer
 from tokenizers.network import NetworkTokenizer
@@ -20,6 +21,7 @@ from tokenizers.network import NetworkTokenizer
 SMALL: dict[str, dict[str, Any]] = {
     "k-pixel": {"image_size": 28, "patch_size": 7, "codebook_size": 8, "iterations": 3},
     "k-feature": {"image_size": 64, "codebook_size": 8, "iterations": 3},
+    "k-clip": SMALL_CLIP,
     "vq-kd": VQKD_SIZES,
     "dall-e": DALLE_SIZES,
 }
@@ -36,10 +38,29 @@ def photographs() -> list[Image.Image]:
         return [Image.fromarray(array) for array in archive["train_images"][:24]]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the weights of feature networks lie."""
+    register_small_networks()
+    folder = tmp_path_factory.mktemp("weights")
+    SMALL["k-clip"] = SMALL_CLIP | {"weights": write_clip(folder)}
+    return folder
+
+
 @pytest.mark.parametrize("name", list_tokenizers())
 class TestTokenizer:
-    def fitted(self, name: str, photographs: list[Image.Image]) -> tuple[Tokenizer, Tensor]:
+    @pytest.fixture(autouse=True)
+    def _folder(self, folder: Path) -> None:
+        self.folder = folder
+
+    def built(self, name: str) -> Tokenizer:
         tokenizer = build_tokenizer(name, **SMALL[name])
+        if tokenizer.needs_weights and not isinstance(tokenizer, NetworkTokenizer):
+            tokenizer.load_published(self.folder)
+        return tokenizer
+
+    def fitted(self, name: str, photographs: list[Image.Image]) -> tuple[Tokenizer, Tensor]:
+        tokenizer = self.built(name)
         images = torch.stack([tokenizer.transform(image) for image in photographs])
         if isinstance(tokenizer, NetworkTokenizer):
             tokenizer.load_reference(random_reference(tokenizer))
@@ -70,7 +91,7 @@ class TestTokenizer:
         again, _ = self.fitted(name, photographs)
         assert again.digest == tokenizer.digest
         tokenizer.save(tmp_path)
-        loaded = build_tokenizer(name, **SMALL[name])
+        loaded = self.built(name)
         loaded.load(tmp_path)
         assert loaded.digest == tokenizer.digest
         assert torch.equal(loaded.encode(images), tokenizer.encode(images))
