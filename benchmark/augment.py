@@ -28,7 +28,7 @@ from torchvision.transforms import (  # type: ignore[import-untyped]
 )
 
 from benchmark.batches import Batch
-from benchmark.data import ImagePart, square_pixels
+from benchmark.image_part import ImagePart, square_pixels
 from methods.patterns import keyed_hash
 from protocols.errors import ProtocolViolation
 from protocols.recipes import FineTuning, ImageEvaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from benchmark.layout import BEGUN_NAME
+from benchmark.layout import BEGUN_NAME, ENCODING_NAME
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file, write_atomically
 
@@ -66,6 +67,7 @@ def clear_checkpoints(folder: Path) -> None:
         path.unlink()
     for leftover in folder.glob(".step-*"):
         leftover.unlink()
+    shutil.rmtree(folder / ENCODING_NAME, ignore_errors=True)
     (folder / BEGUN_NAME).unlink(missing_ok=True)
 
 

@@ -1,10 +1,11 @@
-"""What fine-tuning and the linear probe share: a supervised objective, and exact evaluation."""
+"""What evaluations share: a supervised objective, and exact evaluation."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from benchmark.augment import centre_crop
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
-from benchmark.data import ImagePart, square_pixels
 from benchmark.engine import TrainingResult
+from benchmark.image_part import ImagePart, square_pixels
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
 from benchmark.stage import CellContext, StageResult
@@ -28,6 +29,7 @@ from protocols.recipes import ImageEvaluation
 from protocols.schema import Data
 
 EVALUATION_BATCH = 250
+MOST_LIKELY = 5
 
 
 class Classification(nn.Module):
@@ -75,6 +77,19 @@ def predict(
     return torch.cat([classify(batch.to(device)).argmax(dim=1).cpu() for batch in batches]).numpy()
 
 
+@torch.inference_mode()
+def most_likely_classes(
+    classify: Callable[[Tensor], Tensor], batches: Iterable[Tensor], *, device: str
+) -> npt.NDArray[np.int64]:
+    """The five most likely classes of every input, the likeliest first: int64 (n, 5).
+
+    All of them where there are fewer than five. Of equal logits the class with the lower number comes first.
+    """
+    logits = (classify(batch.to(device)).float().cpu() for batch in batches)
+    ordered = [one.sort(dim=1, descending=True, stable=True).indices[:, :MOST_LIKELY] for one in logits]
+    return torch.cat(ordered).numpy()
+
+
 def evaluation_batches(images: ImagePart, recipe: ImageEvaluation, data: Data) -> Iterator[Tensor]:
     """All images, in order, each read when its batch is asked for: (B, 3, S, S), the last shorter.
 
@@ -93,10 +108,15 @@ def evaluation_batches(images: ImagePart, recipe: ImageEvaluation, data: Data) -
 
 
 def evaluation_result(
-    context: CellContext, training: TrainingResult, images: ImagePart, predicted: npt.NDArray[np.int64]
+    context: CellContext,
+    training: TrainingResult,
+    images: ImagePart,
+    predicted: npt.NDArray[np.int64],
+    *,
+    most_likely: npt.NDArray[np.int64] | None = None,
 ) -> StageResult:
     """What an evaluation gives back: its predictions kept, its cost that of the training alone."""
-    metrics, artefacts = write_predictions(context.folder, images, predicted)
+    metrics, artefacts = write_predictions(context.folder, images, predicted, most_likely=most_likely)
     return StageResult(
         metrics=metrics,
         data=images,
@@ -108,14 +128,30 @@ def evaluation_result(
 
 
 def write_predictions(
-    folder: Path, images: ImagePart, predicted: npt.NDArray[np.int64]
+    folder: Path,
+    images: ImagePart,
+    predicted: npt.NDArray[np.int64],
+    *,
+    most_likely: npt.NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Keep every image's prediction; returns the metrics and the artefact's digest."""
+    """Keep every image's prediction (n,); returns the metrics and the artefact's digest.
+
+    With `most_likely` (n, 5) the share of images whose label is among the five is measured too; with
+    fewer classes than five there is no such figure.
+    """
+    rows: dict[str, Any] = {
+        "image_ids": np.array(images.image_ids),
+        "labels": images.labels,
+        "predicted": predicted,
+    }
+    if most_likely is not None:
+        rows["most_likely"] = most_likely
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, image_ids=np.array(images.image_ids), labels=images.labels, predicted=predicted
-    )
+    np.savez_compressed(buffer, **rows)
     write_atomically(folder / PREDICTIONS_NAME, buffer.getvalue())
     correct = float(np.mean(predicted == images.labels))
     metrics = {"top1_percent": Metric(value=100 * correct, n=len(images), unit="%")}
+    if most_likely is not None and most_likely.shape[1] == MOST_LIKELY:
+        among = float(np.mean((most_likely == images.labels[:, None]).any(axis=1)))
+        metrics["top5_percent"] = Metric(value=100 * among, n=len(images), unit="%")
     return metrics, {PREDICTIONS_NAME: sha256_of_file(folder / PREDICTIONS_NAME)}

@@ -1,23 +1,22 @@
-"""Data sets: which images exist, under which stable ids, with which labels and pixels.
+"""Data sets by name: the embedded one, which is a file of the repository, and folders of images.
 
-The embedded set is a file of the repository; sets of image files join here with their own reader.
-Geometry is the same for all: the centred integer square, then a resize. Loads no torch.
+Loads no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from benchmark.image_files import FilePart, open_class_folders
+from benchmark.image_part import ArrayPart, ImagePart
+from benchmark.inputs import EXTERNAL_SETS
 from protocols.errors import HarnessError, unknown
-from protocols.geometry import square_crop_box
 from protocols.schema import Part
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -29,66 +28,21 @@ FASHION_CLASSES = (
 FASHION_SHA256 = "19a87c492c6adb55d4769374aafcde8f95831875480b216c56b8b552ea39c85a"
 
 
-@dataclass(frozen=True)
-class ImagePart:
-    """A range of one split. `sample_ids` are positions in the split: stable keys of all randomness."""
+def open_part(data_set: str, name: str, part: Part, *, data_root: Path | None = None) -> ImagePart:
+    """The images of `part` of the data set called `data_set`, which lies under `data_root` unless embedded.
 
-    data_set: str
-    name: str
-    classes: tuple[str, ...]
-    sample_ids: npt.NDArray[np.int64]
-    image_ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    arrays: npt.NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over ids, labels and pixels, in order."""
-        digest = hashlib.sha256("\n".join(self.image_ids).encode())
-        digest.update(np.ascontiguousarray(self.labels).tobytes())
-        digest.update(np.ascontiguousarray(self.arrays).tobytes())
-        return digest.hexdigest()
-
-    def image(self, position: int) -> Image.Image:
-        """The image as stored, before any transform."""
-        return Image.fromarray(self.arrays[position])
-
-    def images(self) -> Iterator[Image.Image]:
-        """All images, in order."""
-        return (self.image(position) for position in range(len(self)))
-
-    def pixels(self, size: int) -> npt.NDArray[np.uint8]:
-        """All images through the shared geometry: uint8 (n, 3, S, S)."""
-        return np.stack([square_pixels(image, size) for image in self.images()])
-
-    def first(self, count: int) -> ImagePart:
-        """The first `count` images. Raises HarnessError if there are fewer."""
-        if count > len(self):
-            raise HarnessError(f"{self.name} has {len(self)} images, {count} were asked for")
-        keep = slice(count)
-        return ImagePart(
-            self.data_set, self.name, self.classes, self.sample_ids[keep], self.image_ids[keep],
-            self.labels[keep], self.arrays[keep],
-        )  # fmt: skip
-
-
-def square_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    """The centred square of `image` at size x size, bicubic: uint8 (3, S, S)."""
-    square = image.convert("RGB").crop(square_crop_box(*image.size))
-    if square.size != (size, size):
-        square = square.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square).transpose(2, 0, 1)
-
-
-def open_part(data_set: str, name: str, part: Part) -> ImagePart:
-    """The images of `part` of the data set called `data_set`. Raises HarnessError if there are fewer."""
-    readers = {"fashion-mnist-12k": _fashion_mnist}
-    if data_set not in readers:
-        raise unknown("data set", data_set, readers)
-    arrays, labels, classes = readers[data_set](part.split)
+    Raises HarnessError if there are fewer, or the data set is not known or not there.
+    """
+    external = EXTERNAL_SETS.get(data_set)
+    if external is not None and external.splits is not None:
+        if data_root is None:
+            raise HarnessError(f"data set {data_set} lies under the data root; give --data-root DIR")
+        return open_class_folders(
+            data_root / external.folder, data_set=data_set, name=name, part=part, splits=external.splits
+        )
+    if data_set not in READERS:
+        raise unknown("data set", data_set, READERS)
+    arrays, labels, classes = READERS[data_set](part.split)
     stop = part.start + part.count
     if stop > len(labels):
         raise HarnessError(
@@ -96,7 +50,7 @@ def open_part(data_set: str, name: str, part: Part) -> ImagePart:
             f"{part.split}, which has {len(labels)}"
         )
     positions: Sequence[int] = range(part.start, stop)
-    return ImagePart(
+    return ArrayPart(
         data_set=data_set,
         name=name,
         classes=classes,
@@ -105,6 +59,35 @@ def open_part(data_set: str, name: str, part: Part) -> ImagePart:
         labels=labels[part.start : stop].astype(np.int64),
         arrays=arrays[part.start : stop],
     )
+
+
+def open_images(data_set: str, image_ids: Sequence[str], *, data_root: Path | None = None) -> ImagePart:
+    """The images of these ids, without labels (-1): for who looks at images of a token store.
+
+    Raises HarnessError for an id that the data set does not have, or that leads out of its folder.
+    """
+    labels = np.full(len(image_ids), -1, dtype=np.int64)
+    ids = np.arange(len(image_ids), dtype=np.int64)
+    if data_set in EXTERNAL_SETS:
+        if data_root is None:
+            raise HarnessError(f"data set {data_set} lies under the data root; give --data-root DIR")
+        folder = data_root / EXTERNAL_SETS[data_set].folder
+        for image_id in image_ids:
+            path = folder / image_id
+            if ".." in Path(image_id).parts or Path(image_id).is_absolute() or not path.is_file():
+                raise HarnessError(f"data set {data_set}: no image {image_id!r} under {folder}")
+        sizes = np.array([(folder / image_id).stat().st_size for image_id in image_ids], dtype=np.int64)
+        return FilePart(data_set, "sample", (), ids, tuple(image_ids), labels, folder, sizes)
+    if data_set not in READERS:
+        raise unknown("data set", data_set, READERS)
+    found = []
+    for image_id in image_ids:
+        split, _, number = image_id.partition("/")
+        arrays = READERS[data_set](split)[0] if split in ("train", "test") else ()
+        if not number.isdecimal() or int(number) >= len(arrays):
+            raise HarnessError(f"data set {data_set} has no image {image_id!r}")
+        found.append(arrays[int(number)])
+    return ArrayPart(data_set, "sample", (), ids, tuple(image_ids), labels, np.stack(found))
 
 
 @cache
@@ -130,3 +113,6 @@ def _fashion_mnist(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], tuple[str, ...]]:
     arrays = _fashion_file()
     return arrays[f"{split}_images"], arrays[f"{split}_labels"], FASHION_CLASSES
+
+
+READERS = {"fashion-mnist-12k": _fashion_mnist}

@@ -181,8 +181,10 @@ class _Execution:
                 self._settle(one.cell, record)
             elif code is not None and (code < 0 or code in (INTERRUPTED, LOCKED)):
                 # Killed from outside: it starts again, from its checkpoint, but not for ever.
-                if self.starts[one.cell.id] >= ATTEMPTS:
-                    error = f"its process {_ending(code)} {ATTEMPTS} times; see its log"
+                # Others that work on the same cell could not follow a second start.
+                attempts = ATTEMPTS if self.runtime.processes == 1 else 1
+                if self.starts[one.cell.id] >= attempts:
+                    error = f"its process {_ending(code)} {attempts} times; see its log"
                     self._settle(one.cell, self._write(one.cell, "failed", error, was_killed=True))
             else:
                 error = f"its process ended with code {code} and left no record; see its log"

@@ -20,7 +20,7 @@ from benchmark.classification import (
     evaluation_result,
     predict,
 )
-from benchmark.data import ImagePart
+from benchmark.image_part import ImagePart
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise, random_flip, random_shift

@@ -118,10 +118,22 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
     trained = recipe.trunk if isinstance(recipe, TokenClassification) else cell.trunk
     if trained is not None and not isinstance(recipe, LinearProbe):
         weights = trunk_parameters(protocol.trunk_spec(trained, drop_path=0.0))
+    if isinstance(recipe, TokenClassification):
+        weights += _weights_before_the_blocks(recipe, cell, protocol)
     return DiskUse(
         kept=evaluated * PREDICTION_BYTES + RECORD_BYTES,
         while_running=FLOAT_BYTES * CHECKPOINT_COPIES * weights,
     )
+
+
+def _weights_before_the_blocks(recipe: TokenClassification, cell: Cell, protocol: Protocol) -> int:
+    """The embedding of the tokens, and the MLP's Linear behind it; heads are left out."""
+    assert cell.tokenizer is not None
+    codebook = int(protocol.tokenizers[cell.tokenizer]["codebook_size"])
+    if recipe.width is not None and recipe.hidden_width is not None:
+        return codebook * recipe.width + recipe.width * recipe.hidden_width
+    assert recipe.trunk is not None
+    return codebook * protocol.trunks[recipe.trunk].width
 
 
 def reported_hours(cells: Sequence[Cell], protocol: Protocol) -> float | None:

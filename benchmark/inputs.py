@@ -5,6 +5,7 @@ Found without reading an image: a folder that exists is taken to hold what it sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from protocols.errors import HarnessError
 from protocols.recipes import LinearProbe
 from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
-from tokenizers.weights_files import find_file, wanted_file
 
 EMBEDDED_SETS = ("fashion-mnist-12k",)
-RUNNABLE_STAGES = ("tokenise", "pretrain", "finetune", "linear-probe")
+# Stages that read image folders so far: one pass over the images, or labels alone.
+_STAGES_OF_FOLDERS = ("tokenise", "token-classification")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,28 +29,33 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class _ExternalSet:
-    """A data set that users bring: its folder under the data root, and how it gets there."""
+class ExternalSet:
+    """A data set that users bring: its folder under the data root, and how it gets there.
+
+    `splits` maps a part's split to the folder of its class folders, None where no reader exists yet.
+    """
 
     folder: str
     remedy: str
+    splits: Mapping[str, str] | None = None
 
 
 _TORCHVISION = 'python -c "import torchvision.datasets as d; {}"'
-_EXTERNAL_SETS = {
-    "imagenet-1k": _ExternalSet(
+EXTERNAL_SETS = {
+    "imagenet-1k": ExternalSet(
         "imagenet-1k",
         "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz of "
         "https://image-net.org (an account is needed) into {root}/imagenet-1k, then "
         + _TORCHVISION.format("[d.ImageNet('{root}/imagenet-1k', s) for s in ('train', 'val')]"),
+        splits={"train": "train", "test": "val"},  # ILSVRC 2012's validation images are the test images here
     ),
-    "stanford-cars": _ExternalSet(
+    "stanford-cars": ExternalSet(
         "stanford_cars",
         "its own server is gone: see https://github.com/pytorch/vision/issues/7545 for copies, and lay them "
         "out as torchvision.datasets.StanfordCars('{root}') reads them",
     ),
-    "food-101": _ExternalSet("food-101", _TORCHVISION.format("d.Food101('{root}', download=True)")),
-    "fgvc-aircraft": _ExternalSet(
+    "food-101": ExternalSet("food-101", _TORCHVISION.format("d.Food101('{root}', download=True)")),
+    "fgvc-aircraft": ExternalSet(
         "fgvc-aircraft-2013b", _TORCHVISION.format("d.FGVCAircraft('{root}', download=True)")
     ),
 }
@@ -57,17 +63,10 @@ _EXTERNAL_SETS = {
 
 def missing_inputs(cell: Cell, protocol: Protocol, *, data_root: Path | None) -> list[Missing]:
     """What `cell` itself lacks; what its parents lack is theirs."""
-    found = [_missing_set(name, data_root) for name in data_sets_of(cell, protocol)]
+    found = [_missing_set(name, cell.stage, data_root) for name in data_sets_of(cell, protocol)]
     missing = [one for one in found if one is not None]
     if cell.stage == "tokenise":
         missing += _missing_tokenizer(cell, data_root)
-    if cell.stage not in RUNNABLE_STAGES:
-        missing.append(
-            Missing(
-                f"stage {cell.stage}: this version of the harness cannot run it",
-                "name other evaluations with --evaluations",
-            )
-        )
     return missing
 
 
@@ -96,18 +95,17 @@ def _missing_tokenizer(cell: Cell, data_root: Path | None) -> list[Missing]:
                 f"known are {', '.join(list_tokenizers())}; protocol mini needs none but its own",
             )
         ]
-    published = tokenizer_spec(name).published
-    if published is None:
+    wanted = tokenizer_spec(name).wanted_file(dict(cell.hyperparameters))
+    if wanted is None:
         return []
-    wanted = wanted_file(str(dict(cell.hyperparameters)["weights"]), published)
     if data_root is None:
         what = f"tokenizer {name}: no --data-root DIR is given, where its weights lie"
-        return [Missing(what, published.remedy("DIR/tokenizers", wanted.name))]
+        return [Missing(what, wanted.remedy("DIR/tokenizers"))]
     folder = weights_folder(data_root)
-    path = find_file(folder, wanted.name)
+    path = wanted.find(folder)
     if path is None:
         what = f"tokenizer {name}: no file {wanted.name} in {folder}"
-        return [Missing(what, published.remedy(str(folder), wanted.name))]
+        return [Missing(what, wanted.remedy(str(folder)))]
     if wanted.sha256 is None:
         what = f"tokenizer {name}: no published SHA-256 is known here to hold {path} against"
         pin = f'--set "tokenizers.{name}.weights={wanted.name}@$(sha256sum < {path} | cut -c1-64)"'
@@ -115,18 +113,22 @@ def _missing_tokenizer(cell: Cell, data_root: Path | None) -> list[Missing]:
     return []
 
 
-def _missing_set(name: str, data_root: Path | None) -> Missing | None:
+def _missing_set(name: str, stage: str, data_root: Path | None) -> Missing | None:
     if name in EMBEDDED_SETS:
         return None
-    if name not in _EXTERNAL_SETS:
-        known = ", ".join((*EMBEDDED_SETS, *_EXTERNAL_SETS))
+    if name not in EXTERNAL_SETS:
+        known = ", ".join((*EMBEDDED_SETS, *EXTERNAL_SETS))
         return Missing(f"data set {name}: not known", f"known: {known}")
-    external = _EXTERNAL_SETS[name]
+    external = EXTERNAL_SETS[name]
     root = "DIR" if data_root is None else str(data_root)
     if data_root is not None and (data_root / external.folder).is_dir():
+        if external.splits is not None and stage in _STAGES_OF_FOLDERS:
+            return None
         return Missing(
-            f"data set {name}: found, but this version of the harness reads embedded images only",
-            "use --protocol mini until image folders are read",
+            f"data set {name}: found, but this version of the harness reads it for nothing but tokens"
+            if external.splits is not None
+            else f"data set {name}: found, but this version of the harness has no reader for it",
+            "tokenise it with the command tokenize; train with --protocol mini until image folders are read",
         )
     where = f"no folder {data_root / external.folder}" if data_root else "no --data-root DIR is given"
     return Missing(f"data set {name}: {where}", external.remedy.format(root=root))

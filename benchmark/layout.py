@@ -11,12 +11,24 @@ ATTEMPTS_NAME = "attempts.jsonl"
 LOG_NAME = "log"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
+ENCODING_NAME = "encoding"  # in the checkpoints' folder: what a tokenising cell has not finished
 BEGUN_NAME = "begun.json"  # in the checkpoints' folder: the code and the parents that they come from
 
 
 def cell_folder(work_dir: Path, protocol: str, cell_id: str) -> Path:
     """WORK_DIR/PROTOCOL/cells/CELL_ID."""
     return work_dir / protocol / "cells" / cell_id
+
+
+def has_progress(folder: Path) -> bool:
+    """True if the cell in `folder` has a checkpoint, or parts of its tokens, to go on from."""
+    checkpoints = folder / CHECKPOINTS_NAME
+    encoding = checkpoints / ENCODING_NAME
+    return (
+        any(checkpoints.glob("step-*.sha256"))
+        or any(encoding.glob("*/done/*.json"))
+        or any(encoding.glob("*/tokenizer.safetensors"))
+    )
 
 
 def check_work_dir(work_dir: Path) -> None:

@@ -16,7 +16,7 @@ from methods import list_methods, method_spec
 from protocols.errors import HarnessError, unknown
 from protocols.frozen import digest_of
 from protocols.recipes import TokenClassification
-from protocols.schema import Protocol, TrunkSpec, ViewCells
+from protocols.schema import Protocol, ViewCells
 from tokenizers import list_tokenizers, tokenizer_spec
 
 Stage = Literal["tokenise", "pretrain", "finetune", "linear-probe", "token-classification"]
@@ -29,7 +29,9 @@ class Selection:
     """Which cells to run; every name in its canonical spelling, known to the protocol.
 
     `narrowed` holds the options that name something of their own: cells of views are taken only if
-    they fit those. Without views every combination of what is named is taken.
+    they fit those. Without views every combination of what is named is taken, and evaluations of tokens
+    alone, which have no method and no trunk, once for each tokenizer: if --evaluations names them, or
+    unless --methods or --trunks name something.
     """
 
     methods: tuple[str, ...]
@@ -158,7 +160,8 @@ def make_plan(protocol: Protocol, selection: Selection) -> list[Cell]:
     planner = _Planner(protocol)
     for seed in selection.seeds:
         if not selection.views:
-            planner.add(_everything(selection), seed)
+            for cells in _everything(protocol, selection):
+                planner.add(cells, seed)
         for view in selection.views:
             planner.view = view
             for cells in protocol.views[view].cells:
@@ -198,13 +201,23 @@ def mark_modified(plan: Iterable[Cell], original: Protocol, selection: Selection
     return [replace(cell, is_modified=cell.id not in own) for cell in plan]
 
 
-def _everything(selection: Selection) -> ViewCells:
-    return ViewCells(
-        methods=selection.methods,
-        tokenizers=selection.tokenizers,
-        trunks=selection.trunks,
-        evaluations=selection.evaluations,
-    )
+def _everything(protocol: Protocol, selection: Selection) -> list[ViewCells]:
+    """What is taken without views: the methods' rows, then evaluations of tokens alone."""
+    of_tokens = tuple(name for name in selection.evaluations if name in protocol.token_evaluations)
+    of_rows = tuple(name for name in selection.evaluations if name not in of_tokens)
+    taken = []
+    if of_rows:
+        taken.append(
+            ViewCells(
+                methods=selection.methods,
+                tokenizers=selection.tokenizers,
+                trunks=selection.trunks,
+                evaluations=of_rows,
+            )
+        )
+    if of_tokens and ("evaluations" in selection.narrowed or not selection.narrowed & {"methods", "trunks"}):
+        taken.append(ViewCells(tokenizers=selection.tokenizers, evaluations=of_tokens))
+    return taken
 
 
 def _narrowed(cells: ViewCells, selection: Selection) -> ViewCells | None:
@@ -350,11 +363,7 @@ class _Planner:
         self, name: str, method: str, tokenizer: str | None, trunk: str, seed: int, parents: tuple[str, ...]
     ) -> None:
         recipe = self.protocol.evaluation(name, trunk)
-        if isinstance(recipe, TokenClassification):
-            raise HarnessError(
-                f"evaluation {name} of protocol {self.protocol.name} takes tokens alone: it has no methods; "
-                "leave it out of --evaluations, or take the views that hold it (without --views none)"
-            )
+        assert not isinstance(recipe, TokenClassification)  # the schema refuses it beside methods
         spec = self.protocol.trunk_spec(trunk, drop_path=0.0)
         slices = ["data", f"trunk:{trunk}", f"evaluation:{self.protocol.evaluation_key(name, trunk)}"]
         transfer_set = getattr(recipe, "transfer_set", None)
@@ -384,12 +393,3 @@ class _Planner:
         if self.view is not None:
             views[self.view] = None
         return cell_id
-
-
-def check_geometry(trunk: TrunkSpec, *, tokens: int, tokenizer: str) -> None:
-    """HarnessError unless the tokenizer gives exactly one token for each patch of the trunk."""
-    if tokens != trunk.patches:
-        raise HarnessError(
-            f"tokenizer {tokenizer} gives {tokens} tokens an image, the trunk has {trunk.patches} patches; "
-            "choose image and patch sizes that agree"
-        )

@@ -41,14 +41,19 @@ def check_inputs(states: Sequence[CellState], protocol: Protocol) -> None:
         raise HarnessError("\n".join(lines))
 
 
-def check_images(plan: Sequence[Cell], protocol: Protocol) -> None:
-    """HarnessError unless there are as many images as the protocol's parts and its recipes ask for."""
+def check_parts(protocol: Protocol) -> None:
+    """HarnessError unless embedded data sets hold the images of every part; cells read the others."""
     parts = [(protocol.data.name, name, part) for name, part in protocol.data.parts.items()]
     for other in protocol.transfer_sets.values():
         parts += [(other.name, "training", other.training), (other.name, "test", other.test)]
     for data_set, name, part in parts:
         if data_set in EMBEDDED_SETS:
             open_part(data_set, name, part)
+
+
+def check_images(plan: Sequence[Cell], protocol: Protocol) -> None:
+    """HarnessError unless there are as many images as the protocol's parts and its recipes ask for."""
+    check_parts(protocol)
     recipe: Optimisation = protocol.pretraining
     if any(cell.stage == "pretrain" for cell in plan):
         _check_fills_a_batch("pretraining", recipe, protocol.data.pretraining.count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,18 +11,14 @@ from torch import Tensor, nn
 
 from benchmark.batches import Batch
 from benchmark.checkpoint import save_weights
-from benchmark.layout import cell_folder
-from benchmark.plan import check_geometry
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
+from benchmark.stored_tokens import check_geometry, store_of
 from benchmark.transforms import color_jitter, normalise
 from leaderboard.record import Metric
 from methods import build_method
 from methods.base import Method
-from protocols.errors import HarnessError
-from protocols.files import sha256_of_file
 from protocols.schema import Protocol
-from tokenizers.store import MANIFEST_NAME, TokenStore, open_store
 
 BACKBONE = "checkpoints/backbone.safetensors"
 METHOD_WEIGHTS = "checkpoints/method.safetensors"
@@ -53,9 +51,10 @@ class PretrainingBatches:
         *,
         pixels: npt.NDArray[np.uint8],
         sample_ids: npt.NDArray[np.int64],
-        tokens: npt.NDArray[np.int64],
+        tokens: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
         seed: int,
     ) -> None:
+        """`tokens` gives the tokens (B, N) of the images at positions (B,)."""
         self.method, self.protocol, self.seed = method, protocol, seed
         self.pixels, self.sample_ids, self.tokens = pixels, sample_ids, tokens
 
@@ -71,7 +70,7 @@ class PretrainingBatches:
         data = self.protocol.data
         return {
             "images": normalise(jittered, data.mean, data.std),
-            "tokens": torch.from_numpy(self.tokens[positions]),
+            "tokens": torch.from_numpy(self.tokens(positions)),
             "pattern": self.method.draw(sample_ids, epoch, self.seed),
         }
 
@@ -83,7 +82,7 @@ def run(context: CellContext) -> StageResult:
     assert cell.method is not None
     assert cell.tokenizer is not None
     images = context.images("pretraining")
-    store = _token_store(context)
+    store = store_of(context, context.parent())
     trunk = context.trunk(drop_path=recipe.drop_path)
     check_geometry(trunk, tokens=store.grid**2, tokenizer=cell.tokenizer)
     method = build_method(
@@ -93,12 +92,13 @@ def run(context: CellContext) -> StageResult:
         seed=context.seed,
         **dict(cell.hyperparameters),
     )
+    rows = store.rows(images.image_ids)
     make_batch = PretrainingBatches(
         method,
         protocol,
         pixels=images.pixels(protocol.data.image_size),
         sample_ids=images.sample_ids,
-        tokens=store.tokens(store.rows(images.image_ids)),
+        tokens=lambda positions: store.tokens(rows[positions]),
         seed=context.seed,
     )
     result = train_recipe(
@@ -123,21 +123,3 @@ def run(context: CellContext) -> StageResult:
         artefacts=artefacts,
         tokenizer=context.parent().tokenizer,
     )
-
-
-def _token_store(context: CellContext) -> TokenStore:
-    """The parent's store, whose manifest must be the one that the parent's record names."""
-    ((path, digest),) = [
-        item for item in context.parent().artefacts.items() if item[0].endswith(f"/{MANIFEST_NAME}")
-    ]
-    manifest = context.work_dir / path
-    if not manifest.is_file() or sha256_of_file(manifest) != digest:
-        raise HarnessError(
-            f"{path} is missing or is not the one that was recorded; to tokenise again, delete "
-            f"{manifest.parent} and the cell {context.cell.parents[0]}, and run with --redo-failed"
-        )
-    try:
-        return open_store(manifest.parent)
-    except HarnessError as error:
-        parent = cell_folder(context.work_dir, context.protocol.name, context.cell.parents[0])
-        raise HarnessError(f"{error}: delete the folder {parent} too, and run with --redo-failed") from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -24,6 +25,15 @@ def describe_end(cell: Cell, record: Record) -> str:
     shown = {"top1_percent": "top-1 {:.1f} %", "loss": "loss {:.3f}", "perplexity": "perplexity {:.0f}"}
     metrics = [text.format(record.metrics[key].value) for key, text in shown.items() if key in record.metrics]
     return f"done    {name}: {', '.join(metrics)} ({record.cost.wall_seconds:.0f} s)"
+
+
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    """What a bar says of its cell: the loss or the phase, images/s, and the seconds left."""
+    what = f"loss {metrics['loss']:.3f}" if "loss" in metrics else str(metrics["phase"])
+    if "objective" in metrics:
+        return f"{what} objective {metrics['objective']:.4g}"
+    left = (metrics["steps"] - metrics["step"]) * metrics["seconds"] / max(1, metrics["step"])
+    return f"{what} {_short(metrics['images_per_second'])} img/s {_short(left)} s"
 
 
 def _short(value: float) -> str:
@@ -96,11 +106,11 @@ class Bars(Lines):
                 self._tasks[cell.id] = self._progress.add_task(name, total=None, numbers="")
             metrics = newest_metrics(cell_folder(self._work_dir, self._protocol, cell.id))
             if metrics is not None:
-                left = (metrics["steps"] - metrics["step"]) * metrics["seconds"] / max(1, metrics["step"])
-                rate = _short(metrics["images_per_second"])
-                numbers = f"loss {metrics['loss']:.3f} {rate} img/s {_short(left)} s"
                 self._progress.update(
-                    self._tasks[cell.id], total=metrics["steps"], completed=metrics["step"], numbers=numbers
+                    self._tasks[cell.id],
+                    total=metrics["steps"],
+                    completed=metrics["step"],
+                    numbers=_numbers(metrics),
                 )
 
     def __enter__(self) -> Bars:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmark.data import ImagePart, open_part
+from benchmark.data import open_part
+from benchmark.image_part import ImagePart
 from benchmark.interrupt import StopFlag
 from benchmark.layout import cell_folder
+from benchmark.peers import Peers
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
 from benchmark.survey import present_sources
@@ -21,6 +23,7 @@ from protocols.schema import Protocol, TrunkSpec
 class CellContext:
     """One cell in its surroundings. `folder` is the cell's own; nothing else is written to but stores.
 
+    `peers` are the processes that share a tokenising cell.
     `sources` are the digests of the code that the run began with (benchmark/survey.py).
     """
 
@@ -30,6 +33,7 @@ class CellContext:
     work_dir: Path
     data_root: Path | None = None
     stop: StopFlag = field(default_factory=StopFlag)
+    peers: Peers = field(default_factory=Peers)
     sources: Mapping[str, str] = field(default_factory=present_sources)
 
     @property
@@ -46,7 +50,7 @@ class CellContext:
         """The part called `name` of the data slice, or of the transfer set of that name."""
         protocol = self.protocol
         source = protocol.data if transfer_set is None else protocol.transfer_sets[transfer_set]
-        return open_part(source.name, name, getattr(source, name))
+        return open_part(source.name, name, getattr(source, name), data_root=self.data_root)
 
     def trunk(self, *, drop_path: float) -> TrunkSpec:
         """The cell's trunk at this protocol's image size."""
@@ -60,9 +64,13 @@ class CellContext:
     def parent(self) -> Record:
         """The one parent's record. Raises HarnessError unless it is done."""
         (parent_id,) = self.cell.parents
-        record = self.record(parent_id)
+        return self.done(parent_id)
+
+    def done(self, cell_id: str) -> Record:
+        """The record of a cell that this one needs. Raises HarnessError unless it is done."""
+        record = self.record(cell_id)
         if record is None or record.status != "done":
-            raise HarnessError(f"cell {parent_id}, which this one needs, is not done")
+            raise HarnessError(f"cell {cell_id}, which this one needs, is not done")
         return record
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.inputs import Missing, missing_inputs
-from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder
+from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder, has_progress
 from benchmark.metrics import newest_metrics
 from benchmark.plan import Cell
 from leaderboard.record import Record, read_record
@@ -119,7 +119,7 @@ def _state(
     waiting = [parent for parent in cell.parents if parents[parent].state in ("blocked", "failed", "damaged")]
     if waiting:
         return "blocked", (f"needs {waiting[0]}, which is {parents[waiting[0]].state}",)
-    if not any((folder / CHECKPOINTS_NAME).glob("step-*.sha256")):
+    if not has_progress(folder):
         return "to do", ()
     known = {name: parents[name].record for name in cell.parents}
     digests = {name: record.artefact_digest for name, record in known.items() if record is not None}
@@ -149,7 +149,7 @@ def begun_with(cell: Cell, sources: Mapping[str, str], parents: Mapping[str, str
 def changed_since_begun(folder: Path, now: Mapping[str, str]) -> str | None:
     """A sentence if the checkpoints in `folder` come from other code, or other parents, than `now`."""
     checkpoints = folder / CHECKPOINTS_NAME
-    if not any(checkpoints.glob("step-*.sha256")):
+    if not has_progress(folder):
         return None
     try:
         begun = json.loads((checkpoints / BEGUN_NAME).read_text(encoding="utf-8"))

@@ -16,17 +16,19 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import IO
 
 import torch
 
-from benchmark import finetune, pretrain, probe, provenance, tokenise
+from benchmark import finetune, pretrain, probe, provenance, token_classification, tokenise
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.interrupt import Interrupted
 from benchmark.job import Job
 from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOG_NAME
+from benchmark.peers import Peers, launched
 from benchmark.record_cell import note_attempt, write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
@@ -40,6 +42,7 @@ STAGES = {
     "pretrain": pretrain.run,
     "finetune": finetune.run,
     "linear-probe": probe.run,
+    "token-classification": token_classification.run,
 }
 INTERRUPTED, LOCKED = 143, 75
 LOCK_SECONDS = 10.0
@@ -56,11 +59,12 @@ def run_job(job: Job) -> None:
         work_dir=job.work_dir,
         sources=job.sources,
         data_root=job.data_root,
+        peers=launched().of_cell(job.cell.id) if job.runtime.processes > 1 else Peers(),
     )
     context.folder.mkdir(parents=True, exist_ok=True)
     _redirect_output(context.folder / LOG_NAME)
-    with (context.folder / ".lock").open("w") as lock:
-        if not _locked(lock):
+    with cell_lock(context.folder) as is_ours:
+        if not is_ours:
             sys.exit(LOCKED)
         # An earlier failure's record must not pass for this attempt's.
         (context.folder / RECORD_NAME).unlink(missing_ok=True)
@@ -147,17 +151,25 @@ def _check_sources(context: CellContext) -> None:
             )
 
 
-def _locked(lock: IO[str]) -> bool:
-    """Take the cell's lock, which the kernel drops with its owner; a dying owner gets a few seconds."""
+@contextmanager
+def cell_lock(folder: Path) -> Iterator[bool]:
+    """Hold the cell's lock, which the kernel drops with its owner; a dying owner gets a few seconds.
+
+    Gives False if another process keeps it.
+    """
     deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
+    with (folder / ".lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    yield False
+                    return
+                time.sleep(0.1)
+                continue
+            yield True
+            return
 
 
 def _die_with_parent() -> None:

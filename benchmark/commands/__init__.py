@@ -17,8 +17,11 @@ from benchmark.commands.options import Parser
 COMMANDS = {
     "run": "run",
     "plan": "plan",
+    "tokenize": "tokenize",
+    "verify": "verify",
     "status": "status",
     "report": "report",
+    "gallery": "gallery",
     "explain": "explain",
     "list": "names",
     "fork": "fork",

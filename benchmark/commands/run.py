@@ -26,7 +26,10 @@ board. The same command again goes on where it stopped.
 other commands, each with its own --help:
   plan        what a command would run, in which order, at what cost
   status      which cells are done, failed, stale, running or to do
+  tokenize    token stores alone, in one or many processes
+  verify      is a token store whole, and do its images give its tokens?
   report      the board again, from the records alone
+  gallery     image patches that carry a code, from a token store
   explain     every value of a protocol, and who says so
   list        protocols, methods, tokenizers, trunks, evaluations, views
   fork, lock  a protocol of your own; release one

@@ -84,7 +84,7 @@ def run(
                 protocol,
                 pixels=generator.integers(256, size=(images, 3, 28, 28)).astype(np.uint8),
                 sample_ids=np.arange(images),
-                tokens=generator.integers(16, size=(images, 16)),
+                tokens=generator.integers(16, size=(images, 16)).__getitem__,
                 seed=0,
             ),
             micro_batch=runtime.micro_batch(recipe.global_batch),

@@ -22,7 +22,8 @@ from torchvision.transforms import InterpolationMode, RandomCrop, RandomHorizont
 from benchmark import augment, batches, engine, transforms
 from benchmark.augment import AugmentedBatches, centre_crop, seeded_generators, training_transform
 from benchmark.classification import evaluation_batches
-from benchmark.data import ImagePart, open_part
+from benchmark.data import open_part
+from benchmark.image_part import ArrayPart, ImagePart
 from benchmark.transforms import normalise
 from protocols import load_protocol
 from protocols.recipes import FineTuning, ImageEvaluation
@@ -43,14 +44,14 @@ def recipe(**fields: Any) -> FineTuning:
     return FineTuning.model_validate({**FINETUNE.model_dump(), **fields})
 
 
-def photographs() -> ImagePart:
+def photographs() -> ArrayPart:
     """Twelve smooth colour images of 56 x 40, with sample ids far apart."""
     generator = np.random.default_rng(0)
     coarse = [Image.fromarray(each) for each in generator.integers(256, size=(12, 5, 7, 3), dtype=np.uint8)]
     arrays = np.stack([np.asarray(each.resize((56, 40), Image.Resampling.BICUBIC)) for each in coarse])
     ids = np.array([3, 10, 11, 400, 2**33, 77, 78, 79, 80, 5, 6, 2**40])
     names = tuple(str(each) for each in ids)
-    return ImagePart("photographs", "training", ("a", "b", "c"), ids, names, np.arange(12) % 3, arrays)
+    return ArrayPart("photographs", "training", ("a", "b", "c"), ids, names, np.arange(12) % 3, arrays)
 
 
 PHOTOGRAPHS = photographs()

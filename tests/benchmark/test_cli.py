@@ -83,7 +83,7 @@ def test_every_help_has_examples_and_fits_80_columns(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_example_is_a_command_that_is_understood(name: str) -> None:
-    lines = load_command(name).DESCRIPTION.splitlines()
+    lines = load_command(name).DESCRIPTION.replace("\\\n", "").splitlines()
     examples = [line.strip() for line in lines if line.startswith("  ") and "run_benchmark.py " in line]
     assert examples
     for line in examples:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.plan import Cell, check_geometry, make_plan, mark_modified, select
+from benchmark.plan import STAGES, Cell, make_plan, mark_modified, select
+from benchmark.stored_tokens import check_geometry
 from protocols import load_protocol
 from protocols.errors import HarnessError
 
@@ -26,10 +27,11 @@ def test_all_of_mini() -> None:
     cells = plan()
     stages = [cell.stage for cell in cells]
     assert {stage: stages.count(stage) for stage in set(stages)} == {
-        "tokenise": 2,
+        "tokenise": 4,
         "pretrain": 10,
         "finetune": 11,
         "linear-probe": 11,
+        "token-classification": 4,
     }
     seen: set[str] = set()
     for cell in cells:
@@ -55,10 +57,11 @@ def test_more_seeds_share_the_tokens() -> None:
     ("override", "redone"),
     [
         ("evaluations.linear-probe.peak_lr=0.1", {"linear-probe"}),
+        ("evaluations.token-vit.peak_lr=0.1", {"token-classification"}),
         ("evaluations.finetune.epochs=3", {"finetune"}),
         ("pretraining.epochs=3", {"pretrain", "finetune", "linear-probe"}),
-        ("tokenizers.k-pixel.seed=3", {"tokenise", "pretrain", "finetune", "linear-probe"}),
-        ("data.mean=[0.5, 0.5, 0.5]", {"tokenise", "pretrain", "finetune", "linear-probe"}),
+        ("tokenizers.k-pixel.seed=3", set(STAGES)),
+        ("data.mean=[0.5, 0.5, 0.5]", set(STAGES)),
     ],
 )
 def test_a_change_redoes_what_depends_on_it_and_no_more(override: str, redone: set[str]) -> None:

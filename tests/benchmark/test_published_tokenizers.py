@@ -122,7 +122,7 @@ def test_what_is_missing_is_said_with_its_remedy(tmp_path: Path, name: str, file
     assert remedy.startswith(f"curl -L --create-dirs -o {folder}/{published[0]}{published[1]}")
     ((what, remedy),) = missing("absent", root)
     assert what == f"tokenizer {name}: no file absent in {folder}"
-    assert remedy == "put it there under that name, ending in .safetensors, .pth, .pkl"
+    assert remedy == "put it there under that name, ending in .safetensors, .pt, .bin, .pth, .pkl"
     assert missing(f"own@{'0' * 64}", root) == []
     shutil.copy(file, folder / f"{published[0]}.pth")
     # Only of VQ-KD's file its authors state how its SHA-256 begins; the stage compares it.

@@ -1,0 +1,101 @@
+"""A part of a data set: images under stable ids, with labels. Loads no torch.
+
+Geometry is the same for all: the centred integer square, then a resize.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from protocols.errors import HarnessError
+from protocols.geometry import square_crop_box
+
+
+@dataclass(frozen=True)
+class ImagePart(ABC):
+    """A range of one split. `sample_ids` are positions in the split: stable keys of all randomness."""
+
+    data_set: str
+    name: str
+    classes: tuple[str, ...]
+    sample_ids: npt.NDArray[np.int64]
+    image_ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over ids, labels and what the subclass knows of the images, in order."""
+        digest = hashlib.sha256("\n".join(self.image_ids).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        digest.update(np.ascontiguousarray(self._content()).tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def listing_digest(self) -> str:
+        """SHA-256 over ids and labels alone, in order."""
+        digest = hashlib.sha256("\n".join(self.image_ids).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()
+
+    def content_digest(self, positions: range) -> str:
+        """SHA-256 over what `digest` knows of these images, which are in order and without a gap."""
+        content = self._content()[positions.start : positions.stop]
+        return hashlib.sha256(np.ascontiguousarray(content).tobytes()).hexdigest()
+
+    @abstractmethod
+    def _content(self) -> npt.NDArray[Any]:
+        """What of the images goes into the digest, image by image."""
+
+    @abstractmethod
+    def image(self, position: int) -> Image.Image:
+        """The image as stored, before any transform. DamagedImage if it cannot be decoded."""
+
+    def images(self) -> Iterator[Image.Image]:
+        """All images, in order."""
+        return (self.image(position) for position in range(len(self)))
+
+    def pixels(self, size: int) -> npt.NDArray[np.uint8]:
+        """All images through the shared geometry: uint8 (n, 3, S, S)."""
+        return np.stack([square_pixels(image, size) for image in self.images()])
+
+    def first(self, count: int) -> Self:
+        """The first `count` images. Raises HarnessError if there are fewer."""
+        if count > len(self):
+            raise HarnessError(f"{self.name} has {len(self)} images, {count} were asked for")
+        # Every field that holds one entry an image is cut; `classes` and the names stay whole.
+        per_image = {field.name for field in fields(self)} - {"data_set", "name", "classes", "folder"}
+        return replace(self, **{name: getattr(self, name)[:count] for name in per_image})
+
+
+@dataclass(frozen=True)
+class ArrayPart(ImagePart):
+    """Images in memory: uint8 (n, H, W) or (n, H, W, 3). Their digest covers every pixel."""
+
+    arrays: npt.NDArray[np.uint8]
+
+    def _content(self) -> npt.NDArray[np.uint8]:
+        return self.arrays
+
+    def image(self, position: int) -> Image.Image:
+        """The image at `position`."""
+        return Image.fromarray(self.arrays[position])
+
+
+def square_pixels(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """The centred square of `image` at size x size, bicubic: uint8 (3, S, S)."""
+    square = image.convert("RGB").crop(square_crop_box(*image.size))
+    if square.size != (size, size):
+        square = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)
