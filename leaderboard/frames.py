@@ -70,7 +70,7 @@ def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One line per run."""
     columns = [
         "standing", "method", "variant", "tokenizer", "trunk", "evaluation", "stage", "seed", "status",
-        "top1_percent", "images", "gain_points", "gain_lower_bound_points", "wall_seconds",
+        "top1_percent", "top5_percent", "images", "gain_points", "gain_lower_bound_points", "wall_seconds",
         "pretraining_cell", "pretraining_images_seen", "pretraining_wall_seconds", "pretraining_flops",
         "compliance", "deviations", "differing_slices", "protocol_version", "precision", "device", "hardware",
         "git_commit", "pretraining_precision", "pretraining_device", "pretraining_git_commit", "cell_id",
@@ -86,11 +86,13 @@ def _runs_line(run: Run) -> dict[str, Any]:
     return {
         "standing": run.standing,
         **run.key._asdict(),
+        "trunk": record.trunk or "",
         "evaluation": run.evaluation,
         "stage": record.stage,
         "seed": record.seed,
         "status": record.status,
         "top1_percent": run.top1_percent,
+        "top5_percent": run.top5_percent,
         "images": metric.n if metric else None,
         "gain_points": run.gain_points,
         "gain_lower_bound_points": run.gain_lower_bound_points,
@@ -144,10 +146,17 @@ def tokenizers_frame(
             "wall_seconds": record.cost.wall_seconds,
         }
         line |= {name: metric.value for name, metric in sorted(record.metrics.items())}
+        line["store"] = store_of(record)
         reason = "; ".join(stale.get(record.cell_id, ()))
         lines.append(line | {"stale_reason": reason, "cell_id": record.cell_id})
     lines.sort(key=lambda line: (order.of_tokenizer(line["tokenizer"]), line["standing"], line["cell_id"]))
     return typed(pd.DataFrame(lines))
+
+
+def store_of(record: Record) -> str:
+    """SHA-256 of the manifest of the token store that the cell made; empty where the record names none."""
+    manifests = (digest for path, digest in record.artefacts.items() if path.endswith("/manifest.json"))
+    return next(manifests, "")
 
 
 def stale_frame(
@@ -234,7 +243,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
         "standing", "method", "tokenizer", "trunk", "evaluation", "stage", "status", "pretraining_cell",
         "compliance", "deviations", "differing_slices", "precision", "device", "hardware", "git_commit",
         "pretraining_precision", "pretraining_device", "pretraining_git_commit", "cell_id", "error", "log",
-        "teacher", "data", "variant", "stale_reason",
+        "teacher", "data", "variant", "stale_reason", "store",
     }  # fmt: skip
     counts = {"seed", "images", "protocol_version", "codebook_size", "dead_codes"}
     kinds = {

@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from leaderboard.lineage import LINEAR_PROBE, SCRATCH
+from leaderboard.lineage import LINEAR_PROBE, SCRATCH, TOKEN_CLASSIFICATION
 from leaderboard.statistics import CONFIDENCE
 from leaderboard.tables import Evaluation
 
 MISSING = "-"
+PRETRAIN_PART = "pretraining"
 DISPLAY_NAMES = {
     "mim": "MIM",
     "pim": "PIM",
@@ -23,8 +24,11 @@ DISPLAY_NAMES = {
     SCRATCH: "scratch",
 }
 EVALUATION_NAMES = {"finetune": "fine-tuning", "linear-probe": "linear probe"}
-CARD_METRICS = ("codebook_use_percent", "perplexity", "dead_codes", "concentration_percent")
-CARD_NAMES = {"concentration_percent": "commonest 1% hold %"}
+CARD_METRICS = (
+    "codebook_use_percent", "perplexity", "dead_codes", "concentration_percent", "images_per_second",
+    "batch_agreement_percent",
+)  # fmt: skip
+CARD_NAMES = {"concentration_percent": "commonest 1% hold %", "images_per_second": "encoding images/s"}
 # What a browser, a terminal and a plain file can each show between a mean and its deviation.
 PLUS_MINUS, ASCII_PLUS_MINUS = "±", "+-"
 
@@ -62,6 +66,17 @@ def score_grid(
     return _grid(frame, makers)
 
 
+def token_grid(frame: pd.DataFrame, evaluations: Sequence[str], *, plus_minus: str = PLUS_MINUS) -> Grid:
+    """Top-1 and top-5 of classification from tokens alone; `seeds` has one count where all agree."""
+    makers: list[_Maker] = [("tokenizer", False, _maker("tokenizer", text))]
+    for name in evaluations:
+        makers.append((f"{name} top-1", True, _mean_and_sd(name, plus_minus)))
+        makers.append((f"{name} top-5", True, _mean_and_sd(name, plus_minus, figure="top5")))
+    asked = [Evaluation(name=name, stage=TOKEN_CLASSIFICATION, is_default=True) for name in evaluations]
+    makers.append(("seeds", True, _seeds(asked)))
+    return _grid(frame, makers)
+
+
 def cost_grid(frame: pd.DataFrame) -> Grid:
     """What pre-training and all of the row's cells together (`total`) cost: means over seeds."""
     makers = _name_makers(frame)
@@ -86,14 +101,17 @@ def tokenizer_grid(frame: pd.DataFrame) -> Grid:
     """One row per token store: its codebook, its teacher, the figures of its card."""
     fixed = {
         "tokenizer", "standing", "data", "codebook_size", "teacher", "wall_seconds", "stale_reason",
-        "cell_id",
+        "store", "cell_id",
     }  # fmt: skip
-    cards = [name for name in CARD_METRICS if name in frame] + sorted(set(frame) - fixed - set(CARD_METRICS))
+    # Figures that older records lack have their rows all the same.
+    cards = [*CARD_METRICS, *sorted(set(frame) - fixed - set(CARD_METRICS))]
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *CARD_METRICS])))
     makers: list[_Maker] = [
-        ("tokenizer", False, lambda row: _marked(row["tokenizer"], row["standing"])),
+        ("tokenizer", False, lambda row: _marked(_store_name(row), row["standing"])),
         ("codebook", True, _maker("codebook_size", integer)),
     ]
-    makers += [(_card_name(name), True, _maker(name, compact)) for name in cards]
+    shows = {"batch_agreement_percent": almost}
+    makers += [(_card_name(name), True, _maker(name, shows.get(name, compact))) for name in cards]
     makers += [
         ("wall time", True, _maker("wall_seconds", duration)),
         ("teacher", False, _maker("teacher", text)),
@@ -172,9 +190,9 @@ def _name_makers(frame: pd.DataFrame) -> list[_Maker]:
     return makers
 
 
-def _mean_and_sd(evaluation: str, plus_minus: str) -> Callable[[Any], str]:
+def _mean_and_sd(evaluation: str, plus_minus: str, *, figure: str = "top1") -> Callable[[Any], str]:
     def show(row: Any) -> str:
-        mean, deviation = row[f"{evaluation}_top1_percent"], row[f"{evaluation}_top1_sd"]
+        mean, deviation = row[f"{evaluation}_{figure}_percent"], row[f"{evaluation}_{figure}_sd"]
         return percent(mean) if pd.isna(deviation) else f"{percent(mean)} {plus_minus} {percent(deviation)}"
 
     return show
@@ -196,6 +214,12 @@ def cell_name(row: Any) -> str:
     stage = row.get("evaluation") or row["stage"]
     parts = (clean(stage), method_label(row), clean(row["tokenizer"]), clean(row["trunk"]))
     return " ".join(part for part in parts if part)
+
+
+def _store_name(row: Any) -> str:
+    """The tokenizer, and the part of the images that the store holds where they are not pre-trained on."""
+    is_apart = row["data"] not in ("", PRETRAIN_PART)
+    return f"{row['tokenizer']}, {row['data']} images" if is_apart else str(row["tokenizer"])
 
 
 def _marked(name: str, standing: str) -> str:
@@ -236,6 +260,11 @@ def integer(value: Any) -> str:
 def percent(value: Any) -> str:
     """Two decimals, as one image of ten thousand is 0.01 per cent."""
     return MISSING if pd.isna(value) else f"{value:.2f}"
+
+
+def almost(value: Any) -> str:
+    """Per cent of what should be the same throughout: nothing but 100 reads as 100."""
+    return percent(min(value, 99.99) if not pd.isna(value) and value < 100 else value)
 
 
 def signed(value: Any) -> str:

@@ -11,11 +11,21 @@ from leaderboard.runs import Run
 from leaderboard.statistics import CONFIDENCE, RESAMPLES
 
 TOKENIZER_NOTE = (
-    "Commonest 1% hold % is the share of all patches, in per cent, whose token is among the commonest 1% of "
-    "the codebook's entries (their number rounded up)."
+    "Codebook use % is the share of the codes that some patch carries; dead codes are the others. Perplexity "
+    "is the number of codes that, used evenly, would be as hard to guess (exp of the entropy). Commonest 1% "
+    "hold % is the share of all patches, in per cent, whose token is among the commonest 1% of the "
+    "codebook's entries (their number rounded up). Encoding images/s leaves out reading and resizing images "
+    "and depends on the machine. Batch agreement % is the share of the tokens of a sample of images that are "
+    "the same whether the images are encoded one by one or 64 at a time."
 )
 
 
+TOKEN_TITLE = "Classification from tokens alone"
+TOKEN_NOTE = (
+    "Classifiers that see an image's tokens and nothing else: what the tokens tell of its class. These are "
+    "figures of tokenizers; no pre-training is in them. Top-5 counts an image as right if its label is among "
+    "the classifier's five most likely classes."
+)
 STALE_NOTE = (
     "Made by code, or from a parent, that has changed since: in no row, gain or floor of the board. The "
     "command that made these cells makes them anew if --redo-stale is added to it."
@@ -35,10 +45,11 @@ def board_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     notes += _teachers(done)
     if any(run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH for run in done):
         notes.append(_gain(done))
-    notes.append(
-        "Total is the wall time of one seed of a row: tokenising, pre-training and every evaluation "
-        "(fine-tuning, linear probe)."
-    )
+    if any(not run.is_of_tokens for run in done):
+        notes.append(
+            "Total is the wall time of one seed of a row: tokenising, pre-training and every evaluation "
+            "(fine-tuning, linear probe)."
+        )
     notes += _unlike_runtimes(done)
     superseded = [
         run.record.cell_id for run in runs if run.standing == "superseded" and run.top1_percent is not None

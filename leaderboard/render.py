@@ -31,14 +31,16 @@ from leaderboard.grids import (
     score_grid,
     stale_grid,
     stale_reason,
+    token_grid,
     tokenizer_grid,
 )
 from leaderboard.lineage import LINEAR_PROBE
-from leaderboard.notes import STALE_NOTE, TOKENIZER_NOTE
+from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
 from leaderboard.tables import Board, Evaluation, OtherBoard
 
 # Under this the numbers of one table no longer fit side by side; a narrower terminal scrolls.
 NARROWEST = 72
+TOKENS_NAME, TOKENIZERS_NAME = "tokens.csv", "tokenizers.csv"
 SCORES_PER_TABLE = 2
 TOKENIZERS_PER_TABLE = 4
 _RULED = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
@@ -62,6 +64,14 @@ def other_caption(other: OtherBoard) -> str:
     return f"version {versions}; not as in the current protocol: {', '.join(map(clean, other.differing))}"
 
 
+def other_grids(other: OtherBoard, board: Board) -> list[Grid]:
+    """Its rows of methods and its rows of tokens alone, those that there are."""
+    grids = [board_grid(other.rows, board.evaluations)] if len(other.rows) else []
+    if len(other.token_rows):
+        grids.append(token_grid(other.token_rows, board.token_evaluations))
+    return grids
+
+
 def to_terminal(board: Board, *, width: int) -> str:
     """The board in plain ASCII, tables side by side as far as `width` characters allow (72 at least).
 
@@ -81,6 +91,10 @@ def to_terminal(board: Board, *, width: int) -> str:
         _by_trunk(console, board.rows, board.evaluations, with_costs=True)
     for note in board.notes:
         console.print(Text(clean(note)))
+    if len(board.token_rows):
+        _heading(console, TOKEN_TITLE)
+        _tokens_alone(console, board.token_rows, board.token_evaluations)
+        console.print(Text(TOKEN_NOTE))
     if len(board.tokenizers):
         _heading(console, "Tokenizers")
         grid = tokenizer_grid(board.tokenizers)
@@ -102,7 +116,10 @@ def to_terminal(board: Board, *, width: int) -> str:
         _heading(console, "Other protocol versions")
         for other in board.others:
             console.print(Text(other_caption(other)))
-            _by_trunk(console, other.rows, board.evaluations, with_costs=False)
+            if len(other.rows):
+                _by_trunk(console, other.rows, board.evaluations, with_costs=False)
+            if len(other.token_rows):
+                _tokens_alone(console, other.token_rows, board.token_evaluations)
     if len(board.failures):
         _heading(console, "Failed and skipped cells")
         for status, cell, seed, changed, reason, log in failure_grid(board.failures).rows:
@@ -153,6 +170,15 @@ def _by_trunk(
             _show(console, cost_grid(part))
 
 
+def _tokens_alone(console: Console, rows: pd.DataFrame, evaluations: Sequence[str]) -> None:
+    """Two evaluations a table, the figure below the evaluation's name: four columns fit 80 that way."""
+    for start in range(0, len(evaluations), SCORES_PER_TABLE):
+        chosen = evaluations[start : start + SCORES_PER_TABLE]
+        grid = token_grid(rows, chosen, plus_minus=ASCII_PLUS_MINUS)
+        columns = (Column(one.name.replace(" top-", "\ntop-"), one.is_number) for one in grid.columns)
+        _show(console, Grid(tuple(columns), grid.rows))
+
+
 def _score_tables(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     """Evaluations side by side as far as 80 columns allow: one probe, with its gain and bound, a table."""
     tables: list[list[Evaluation]] = []
@@ -195,6 +221,9 @@ def to_markdown(board: Board) -> str:
     if len(board.rows):
         parts.append(_markdown_table(board_grid(board.rows, board.evaluations)))
     parts.append("\n".join(f"- {_escaped(clean(note))}" for note in board.notes))
+    if len(board.token_rows):
+        table = _markdown_table(token_grid(board.token_rows, board.token_evaluations))
+        parts += [f"## {TOKEN_TITLE}", table, _escaped(TOKEN_NOTE)]
     if len(board.tokenizers):
         parts += [
             "## Tokenizers",
@@ -208,7 +237,8 @@ def to_markdown(board: Board) -> str:
     if board.others:
         parts.append("## Other protocol versions")
     for other in board.others:
-        parts += [_escaped(other_caption(other)), _markdown_table(board_grid(other.rows, board.evaluations))]
+        parts.append(_escaped(other_caption(other)))
+        parts += [_markdown_table(grid) for grid in other_grids(other, board)]
     if len(board.failures):
         parts += ["## Failed and skipped cells", _markdown_table(failure_grid(board.failures))]
     parts += ["## Environment", _environment(board)]
@@ -250,9 +280,13 @@ def _escaped(value: str) -> str:
 def to_csv(board: Board) -> dict[str, str]:
     """File name -> text of `board.csv` (a line per row) and `runs.csv` (a line per evaluation cell).
 
-    Raw numbers, an empty field where one is missing; texts that a spreadsheet would run are quoted.
+    And, where there are any, `tokenizers.csv` (a line per token store, with its card) and `tokens.csv` (a
+    line per tokenizer whose tokens were classified alone). Raw numbers, an empty field where one is
+    missing; texts that a spreadsheet would run are quoted.
     """
-    return {"board.csv": _csv(board.rows), "runs.csv": _csv(board.runs)}
+    files = {"board.csv": _csv(board.rows), "runs.csv": _csv(board.runs)}
+    files |= {TOKENIZERS_NAME: _csv(board.tokenizers)} if len(board.tokenizers) else {}
+    return files | ({TOKENS_NAME: _csv(board.token_rows)} if len(board.token_rows) else {})
 
 
 def _csv(frame: pd.DataFrame) -> str:
@@ -286,6 +320,7 @@ def to_json(board: Board) -> str:
         "title": board.title,
         "notes": list(board.notes),
         "rows": lines(board.rows),
+        "token_rows": lines(board.token_rows),
         "runs": lines(board.runs),
         "tokenizers": lines(board.tokenizers),
         "stale": lines(board.stale),
@@ -294,6 +329,7 @@ def to_json(board: Board) -> str:
                 "versions": list(other.versions),
                 "differing_slices": list(other.differing),
                 "rows": lines(other.rows),
+                "token_rows": lines(other.token_rows),
             }
             for other in board.others
         ],

@@ -11,8 +11,9 @@ from leaderboard.figures import probe_figure
 from leaderboard.page import to_html
 from leaderboard.predictions import predictions_loader
 from leaderboard.record import read_records
-from leaderboard.render import to_csv, to_json, to_markdown, to_terminal
+from leaderboard.render import TOKENIZERS_NAME, TOKENS_NAME, to_csv, to_json, to_markdown, to_terminal
 from leaderboard.settings import Settings
+from leaderboard.sheets import GALLERY_NAME, read_gallery, stores_of
 from leaderboard.tables import METHODS, Board, build_board
 from protocols.files import write_atomically
 from protocols.schema import Protocol
@@ -46,17 +47,18 @@ def write_report(
     """
     board = read_board(work_dir, protocol, sources=sources)
     figure = probe_figure(board)
+    gallery = read_gallery(work_dir / protocol.name / "leaderboard" / GALLERY_NAME, stores_of(board))
     texts = {
-        "index.html": to_html(board, protocol, figure=figure),
+        "index.html": to_html(board, protocol, figure=figure, gallery=gallery),
         "board.md": to_markdown(board),
         **to_csv(board),
     }
     folder = out_dir if out_dir is not None else work_dir / protocol.name / "leaderboard"
-    if figure is None:
-        # One from earlier records would pass for this board's.
-        (folder / FIGURE_NAME).unlink(missing_ok=True)
-    else:
+    if figure is not None:
         texts[FIGURE_NAME] = figure
+    for name in {FIGURE_NAME, TOKENS_NAME, TOKENIZERS_NAME} - set(texts):
+        # One from earlier records would pass for this board's.
+        (folder / name).unlink(missing_ok=True)
     for name, text in texts.items():
         write_atomically(folder / name, text)
     return Report(
@@ -82,4 +84,5 @@ def read_board(work_dir: Path, protocol: Protocol, *, sources: Mapping[str, str]
         trunks=defaults.trunks,
         evaluations=protocol.names("evaluations"),
         default_evaluations=defaults.evaluations,
+        token_evaluations=protocol.token_evaluations,
     )

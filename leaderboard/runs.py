@@ -10,6 +10,7 @@ from leaderboard.lineage import (
     LINEAR_PROBE,
     PRETRAIN,
     SCRATCH,
+    TOKEN_CLASSIFICATION,
     TOKENISE,
     Lineage,
     Standing,
@@ -27,6 +28,7 @@ from protocols.frozen import digest_of
 class RowKey(NamedTuple):
     """What makes a row of a board; `tokenizer` is empty for a method that needs none.
 
+    Of tokens alone, `trunk` and `method` are empty: their rows are tokenizers.
     `variant` is empty for the protocol's own setting of the method, else what a view tries in its place.
     """
 
@@ -58,8 +60,21 @@ class Run:
     @property
     def top1_percent(self) -> float | None:
         """Top-1 in per cent; None unless the cell is done and measured it."""
-        metric = self.record.metrics.get("top1_percent")
+        return self._measured("top1_percent")
+
+    @property
+    def top5_percent(self) -> float | None:
+        """Top-5 in per cent; None unless the cell is done and measured it."""
+        return self._measured("top5_percent")
+
+    def _measured(self, name: str) -> float | None:
+        metric = self.record.metrics.get(name)
         return metric.value if metric is not None and self.record.status == "done" else None
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """True if nothing but tokens was classified: the row of a tokenizer, not of a method."""
+        return self.record.stage == TOKEN_CLASSIFICATION
 
     @property
     def is_evaluation(self) -> bool:
@@ -83,7 +98,7 @@ def collect_runs(
     runs = [
         _run(record, lineage, slices, settings, stale)
         for record in records
-        if record.method and record.stage != TOKENISE
+        if (record.method and record.stage != TOKENISE) or record.stage == TOKEN_CLASSIFICATION
     ]
     return [_with_gain(run, runs, lineage, predictions) for run in _without_superseded(runs, lineage)]
 
@@ -95,10 +110,11 @@ def _run(
     settings: Settings,
     stale: Mapping[str, tuple[str, ...]],
 ) -> Run:
-    assert record.method is not None
     deviations = lineage.deviations(record)
     differs = lineage.differing(record, slices)
-    method, trunk = record.method.name, record.trunk or ""
+    method = record.method.name if record.method else ""
+    # A trunk that classifies tokens is a part of the evaluation, not of the row.
+    trunk = record.trunk or "" if method else ""
     tokenizer = record.tokenizer.name if record.tokenizer else ""
     pretraining = record if record.stage == PRETRAIN else lineage.ancestor(record, PRETRAIN)
     # Cells name no slice of their method: what it was set to stands in the pre-training's own values.

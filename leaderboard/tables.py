@@ -23,6 +23,7 @@ from leaderboard.runs import RowKey, Run, collect_runs, version_of
 from leaderboard.settings import Settings
 from leaderboard.staleness import stale_reasons
 from leaderboard.statistics import mean_and_sd
+from leaderboard.token_rows import token_rows
 
 METHODS = ("mim", "pim", "mapet", "beit", "cae")
 EVALUATIONS = ("finetune", "linear-probe")
@@ -43,11 +44,15 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherBoard:
-    """Clean rows under slices that are not the current protocol's. `differing` names those slices."""
+    """Clean rows under slices that are not the current protocol's. `differing` names those slices.
+
+    `token_rows` are those of tokens alone.
+    """
 
     versions: tuple[int, ...]
     differing: tuple[str, ...]
     rows: pd.DataFrame
+    token_rows: pd.DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,8 @@ class Provenance:
 class Board:
     """`rows` is the board; `runs` has one line per evaluation cell, whatever its standing.
 
+    `token_rows` has a row for each tokenizer whose tokens were classified, with columns for each of
+    `token_evaluations`: `leaderboard.token_rows.token_rows` says which.
     `stale` has one line per cell, of any stage, that present code and parents would make anew.
 
     Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
@@ -73,12 +80,14 @@ class Board:
 
     title: str
     rows: pd.DataFrame
+    token_rows: pd.DataFrame
     runs: pd.DataFrame
     tokenizers: pd.DataFrame
     stale: pd.DataFrame
     failures: pd.DataFrame
     others: tuple[OtherBoard, ...]
     evaluations: tuple[Evaluation, ...]
+    token_evaluations: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: Provenance
 
@@ -101,6 +110,7 @@ def build_board(
     trunks: Sequence[str] = (),
     evaluations: Sequence[str] = EVALUATIONS,
     default_evaluations: Sequence[str] | None = None,
+    token_evaluations: Sequence[str] = (),
 ) -> Board:
     """The board of `records` under the current protocol's `slices` (name -> digest).
 
@@ -109,7 +119,7 @@ def build_board(
     other code made is stale; what it lacks is not judged. `predictions` gives a record's predictions, or
     None. The names give the order: trunks, in each the random trunk first, then tokenizers, then methods;
     names that are not given follow alphabetically. `default_evaluations` are asked of every row: all of
-    `evaluations` unless given.
+    `evaluations` unless given; those of them that are `token_evaluations` of every tokenizer instead.
     Raises HarnessError if predictions are damaged or two probes were not measured on the same images.
     """
     records = sorted(records, key=lambda record: record.cell_id)
@@ -130,7 +140,10 @@ def build_board(
     )
     variants = {run.record.cell_id: run.key.variant for run in runs}
     defaults = evaluations if default_evaluations is None else default_evaluations
-    stages = {run.evaluation: run.record.stage for run in runs if run.is_evaluation}
+    of_tokens = {run.evaluation for run in runs if run.is_of_tokens} | set(token_evaluations) & set(defaults)
+    defaults = [name for name in defaults if name not in of_tokens]
+    shown_of_tokens = tuple(sorted(of_tokens, key=order.of_evaluation))
+    stages = {run.evaluation: run.record.stage for run in runs if run.is_evaluation and not run.is_of_tokens}
     shown = tuple(
         Evaluation(name=name, stage=stages.get(name, name), is_default=name in defaults)
         for name in sorted({*stages, *defaults}, key=order.of_evaluation)
@@ -138,13 +151,15 @@ def build_board(
     on_board = [run for run in runs if run.standing == "board"]
     return Board(
         title=title,
-        rows=_summary(on_board, shown),
+        rows=_summary([run for run in on_board if not run.is_of_tokens], shown),
+        token_rows=token_rows([run for run in on_board if run.is_of_tokens], shown_of_tokens),
         runs=runs_frame([run for run in runs if run.is_evaluation]),
         tokenizers=tokenizers_frame(records, lineage, current, stale, order),
         stale=stale_frame(records, runs, lineage, current, stale, order),
         failures=failures_frame(records, lineage, variants),
-        others=_others(runs, shown),
+        others=_others(runs, shown, shown_of_tokens),
         evaluations=shown,
+        token_evaluations=shown_of_tokens,
         notes=board_notes(runs),
         provenance=_provenance(records),
     )
@@ -227,7 +242,9 @@ def _row_wall_seconds(runs: Sequence[Run], evaluations: Sequence[Evaluation]) ->
     return sum(record.cost.wall_seconds for record in cells.values())
 
 
-def _others(runs: Iterable[Run], evaluations: Sequence[Evaluation]) -> tuple[OtherBoard, ...]:
+def _others(
+    runs: Iterable[Run], evaluations: Sequence[Evaluation], token_evaluations: Sequence[str]
+) -> tuple[OtherBoard, ...]:
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         if run.standing == "other version" and run.is_evaluation:
@@ -239,7 +256,8 @@ def _others(runs: Iterable[Run], evaluations: Sequence[Evaluation]) -> tuple[Oth
             OtherBoard(
                 versions=tuple(sorted({run.record.protocol.version for run in sharing})),
                 differing=tuple(sorted({name for run in sharing for name in run.differing})),
-                rows=_summary(sharing, evaluations),
+                rows=_summary([run for run in sharing if not run.is_of_tokens], evaluations),
+                token_rows=token_rows([run for run in sharing if run.is_of_tokens], token_evaluations),
             )
         )
     return tuple(boards)

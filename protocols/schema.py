@@ -220,6 +220,12 @@ class Protocol(Frozen):
                         f"views.{name}.cells.{position} needs both methods and trunks, or neither of them "
                         "where the tokens alone are evaluated"
                     )
+                of_tokens = [one for one in cells.evaluations if one in self.token_evaluations]
+                if cells.methods and of_tokens:
+                    raise ValueError(
+                        f"views.{name}.cells.{position}.evaluations names {of_tokens[0]!r}, which takes "
+                        "tokens alone: give it cells of its own, without methods and trunks"
+                    )
         for name, evaluation in self.evaluations.items():
             transfer_set = getattr(evaluation, "transfer_set", None)
             if transfer_set is not None and transfer_set not in self.transfer_sets:
@@ -262,6 +268,13 @@ class Protocol(Frozen):
         recipe: FineTuning | LinearProbe | TokenClassification
         recipe = self.evaluations[self.evaluation_key(name, trunk)]
         return recipe
+
+    @property
+    def token_evaluations(self) -> tuple[str, ...]:
+        """The evaluations of tokens alone, which belong to no method and no trunk, in the file's order."""
+        return tuple(
+            name for name, recipe in self.evaluations.items() if isinstance(recipe, TokenClassification)
+        )
 
     def evaluation_key(self, name: str, trunk: str | None) -> str:
         """NAME, or NAME@TRUNK where the recipe differs between trunks: the slice is `evaluation:KEY`."""

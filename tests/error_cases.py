@@ -68,6 +68,15 @@ class Outcome:
     text: str
 
 
+VIEW_OF_TOKENS = """
+views:
+  mine:
+    title: Mine
+    cells:
+      - {methods: [mim], tokenizers: [k-pixel], trunks: [vit-mini], evaluations: [token-mlp]}
+
+pretraining:
+"""
 PLAN = "plan --protocol"
 TINY = "--protocol tiny.yaml"
 GO_ON = " ".join(["--protocol tiny.yaml --work-dir runs", *SMALL])
@@ -125,9 +134,9 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         Case(title="cells that no view holds",
              command=f"{PLAN} fair300 --methods scratch --evaluations linear-probe", given="table1",
              where="protocol fair300", remedy="--views none takes every combination"),
-        Case(title="an evaluation of tokens, beside methods",
-             command=f"{PLAN} fair300 --views none --evaluations token-mlp", given="token-mlp",
-             where="protocol fair300", remedy="it has no methods"),
+        Case(title="a view that asks an evaluation of tokens of methods", command=f"{PLAN} mine.yaml",
+             setting=mine("\npretraining:\n", VIEW_OF_TOKENS), given="token-mlp",
+             where="views.mine.cells.0.evaluations", remedy="without methods and trunks"),
     ),
     "Values on the command line": (
         Case(title="an unknown value", command="--protocol mini --set pretraining.epoch=1",

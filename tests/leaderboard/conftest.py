@@ -29,6 +29,7 @@ from protocols.files import sha256_of_file
 from protocols.schema import Protocol
 
 IMAGES = 200
+PARTS = {"tokenise": "pretraining", "pretrain": "pretraining"}
 SECONDS = {
     "tokenise": 10.0,
     "pretrain": 100.0,
@@ -97,6 +98,7 @@ class Campaign:
         evaluation: str | None = None,
         source: str = "s",
         artefacts: dict[str, str] | None = None,
+        part: str | None = None,
     ) -> Record:
         """One cell; with `correct`, so many of the 200 test images are right, the first ones.
 
@@ -129,8 +131,8 @@ class Campaign:
             tokenizer=TokenizerUse(name=tokenizer, digest="t", source_digest=source, teacher="none")
             if tokenizer
             else None,
-            trunk=trunk if method else None,
-            data_set=DataUse(name="shapes", part="test", n=IMAGES, digest="d"),
+            trunk=trunk if method or stage == "token-classification" else None,
+            data_set=DataUse(name="shapes", part=part or PARTS.get(stage, "test"), n=IMAGES, digest="d"),
             seed=seed,
             metrics=metrics,
             cost=Cost(

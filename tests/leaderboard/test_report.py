@@ -50,7 +50,8 @@ def test_files_and_place(two_seeds: Any, tmp_path: Path) -> None:
     report = _report(two_seeds)
     folder = two_seeds.work_dir / "tiny" / "leaderboard"
     assert sorted(path.name for path in folder.iterdir()) == sorted(report.paths)
-    assert set(report.paths) == {"index.html", "board.md", "board.csv", "runs.csv", "probe.svg"}
+    csvs = {"board.csv", "runs.csv", "tokenizers.csv"}
+    assert set(report.paths) == {"index.html", "board.md", "probe.svg"} | csvs
     elsewhere = _report(two_seeds, out_dir=tmp_path / "elsewhere")
     assert _files(elsewhere) == _files(report)
     assert all(path.parent == tmp_path / "elsewhere" for path in elsewhere.paths.values())

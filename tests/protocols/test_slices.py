@@ -69,6 +69,7 @@ views:
     cells:
       - {methods: [scratch, mim, pim, mapet, beit, cae], tokenizers: [k-pixel, k-feature], trunks: [vit-mini],
          evaluations: [finetune, linear-probe]}
+      - {tokenizers: [k-pixel, k-feature], evaluations: [token-mlp, token-vit]}
 
 pretraining:
 """
@@ -91,10 +92,11 @@ def test_an_addition_leaves_all_else_as_it_was(written: Written, added: str) -> 
 
 def test_a_new_evaluation_adds_its_cells_and_no_others(written: Written) -> None:
     text = (ROOT / "protocols" / "mini.yaml").read_text()
-    probe = text[text.index("  linear-probe:\n") :].replace("  linear-probe:", "  second-probe:", 1)
+    probe = text[text.index("  linear-probe:\n") : text.index("  token-mlp:\n")]
+    probe = probe.replace("  linear-probe:", "  second-probe:", 1)
     path = written(
         "mini",
-        ("evaluations: [finetune, linear-probe]", "evaluations: [finetune, linear-probe, second-probe]"),
+        ("evaluations: [finetune, linear-probe,", "evaluations: [finetune, linear-probe, second-probe,"),
     )
     path.write_text(path.read_text().rstrip("\n") + "\n" + probe)
     before, after = load_protocol("mini"), load_protocol(str(path))
