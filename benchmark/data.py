@@ -73,11 +73,9 @@ def open_images(data_set: str, image_ids: Sequence[str], *, data_root: Path | No
             raise HarnessError(f"data set {data_set} lies under the data root; give --data-root DIR")
         folder = data_root / EXTERNAL_SETS[data_set].folder
         for image_id in image_ids:
-            path = folder / image_id
-            if ".." in Path(image_id).parts or Path(image_id).is_absolute() or not path.is_file():
-                raise HarnessError(f"data set {data_set}: no image {image_id!r} under {folder}")
-        sizes = np.array([(folder / image_id).stat().st_size for image_id in image_ids], dtype=np.int64)
-        return FilePart(data_set, "sample", (), ids, tuple(image_ids), labels, folder, sizes)
+            if ".." in Path(image_id).parts or Path(image_id).is_absolute():
+                raise HarnessError(f"data set {data_set}: {image_id!r} leads out of {folder}")
+        return FilePart(data_set, "sample", (), ids, tuple(image_ids), labels, folder, np.zeros_like(ids))
     if data_set not in READERS:
         raise unknown("data set", data_set, READERS)
     found = []

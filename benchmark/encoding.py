@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ from protocols.files import write_atomically
 from tokenizers.base import Tokenizer
 from tokenizers.shards import Shards
 
-BATCH = 64
+# One block of the networks: larger batches cost shared memory when they come from other processes.
+BATCH = 16
 MOST_NAMED = 10
 
 
@@ -48,8 +51,8 @@ class DamagedImages(HarnessError):
         more = f" and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
         super().__init__(
             f"{len(damaged)} of {images} images cannot be read: {named}{more} (all in {listing}); no store "
-            "is made without them: fetch them again and give the command again with --redo-failed; what was "
-            "encoded of the others is kept"
+            "is made without them: fetch them again and give the command again, with --redo-failed where a "
+            "cell failed; what was encoded of the others is kept"
         )
 
 
@@ -77,11 +80,23 @@ def read_batches(
     tokenizer: Tokenizer, images: ImagePart, positions: Sequence[int], *, workers: int
 ) -> Iterator[ReadBatch]:
     """The images at `positions`, in order, transformed in `workers` further processes (0: in this one)."""
-    batches = [positions[start : start + BATCH] for start in range(0, len(positions), BATCH)]
+    yield from read_shards(tokenizer, images, [positions], workers=workers)
+
+
+def read_shards(
+    tokenizer: Tokenizer, images: ImagePart, shards: Iterable[Sequence[int]], *, workers: int
+) -> Generator[ReadBatch, None, None]:
+    """As `read_batches`, for the positions of several shards; no batch holds images of two of them."""
+    batches = [
+        positions[start : start + BATCH] for positions in shards for start in range(0, len(positions), BATCH)
+    ]
+    workers = min(workers, len(batches))
     yield from DataLoader(
         _Transformed(tokenizer, images, batches),
         batch_size=None,
-        num_workers=min(workers, len(batches)),
+        num_workers=workers,
+        # A cell's own start method would begin each of them with an interpreter and a copy of everything.
+        multiprocessing_context="fork" if workers else None,
         timeout=600 if workers else 0,
     )
 
@@ -127,26 +142,33 @@ class TokenShards:
 
 
 def encode_shards(
-    tokens: TokenShards, tokenizer: Tokenizer, images: ImagePart, shards: Sequence[int], *, workers: int
+    tokens: TokenShards,
+    tokenizer: Tokenizer,
+    images: ImagePart,
+    shards: Sequence[int],
+    *,
+    workers: int,
+    check: Callable[[], None],
 ) -> Iterator[tuple[int, list[str]]]:
-    """Encode `shards` of the images. Stops early once the folder is no longer this work's.
+    """Encode `shards` of the images; `check` is called before each of them and may raise.
 
     Yields, after every batch, the number of images it read, and the ids of those that are damaged; a
     shard with one of these stays open.
     """
-    for shard in shards:
-        if not tokens.shards.is_prepared():
-            return
-        started = time.perf_counter()
-        found: list[npt.NDArray[np.uint16]] = []
-        is_whole = True
-        for batch in read_batches(tokenizer, images, tokens.shards.span(shard), workers=workers):
-            is_whole = is_whole and not batch.damaged
+    spans = [tokens.shards.span(shard) for shard in shards]
+    with closing(read_shards(tokenizer, images, spans, workers=workers)) as batches:
+        for shard, span in zip(shards, spans, strict=True):
+            check()
+            started = time.perf_counter()
+            found: list[npt.NDArray[np.uint16]] = []
+            is_whole = True
+            for batch in islice(batches, -(-len(span) // BATCH)):
+                is_whole = is_whole and not batch.damaged
+                if is_whole:
+                    found.append(as_stored(tokenizer.encode(batch.images)))
+                yield len(batch.images) + len(batch.damaged), batch.damaged
             if is_whole:
-                found.append(as_stored(tokenizer.encode(batch.images)))
-            yield len(batch.images) + len(batch.damaged), batch.damaged
-        if is_whole:
-            tokens.write(shard, np.concatenate(found), seconds=time.perf_counter() - started)
+                tokens.write(shard, np.concatenate(found), seconds=time.perf_counter() - started)
 
 
 def write_as_shards(tokens: TokenShards, batches: Iterable[Tensor]) -> None:

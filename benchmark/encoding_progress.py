@@ -48,7 +48,10 @@ class _News:
         whole = content[: content.rfind(b"\n") + 1]
         self._read[cell.id] += len(whole)
         for line in whole.splitlines():
-            metrics = json.loads(line)
+            try:
+                metrics = json.loads(line)
+            except json.JSONDecodeError:  # a line that a full disk cut short; the next one will be whole
+                continue
             if "phase" in metrics:
                 yield metrics
 

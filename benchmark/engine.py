@@ -363,6 +363,7 @@ class _Shell(Runner):
             batch_size=None,
             sampler=range(start, data.steps.total),
             num_workers=workers,
+            multiprocessing_context="fork" if workers else None,  # a cell's own start method is another
             pin_memory=self.runtime.device == "cuda",
             prefetch_factor=4 if workers else None,
             timeout=600 if workers else 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,8 @@ from tokenizers.kmeans import KMeansTokenizer
 
 # Below this, features wait on disk between fitting and encoding, so that the network runs once per image.
 MOST_SPOOLED_BYTES = 2**30
+SEEN_SECONDS = 60.0
+log = logging.getLogger(__name__)
 
 
 def make_ready(work: TokenWork) -> None:
@@ -46,16 +50,35 @@ def fit_codebook(work: TokenWork, tokenizer: KMeansTokenizer) -> Path:
     """Fit once, in the first process; the codebook's file waits for the others and for a resume."""
     work.agree(work.codebook)
     fitted = work.codebook.folder / WEIGHTS_NAME
-    if work.peers.gather("fitted", ["yes"] if fitted.is_file() else []):
-        tokenizer.load(fitted.parent)
-    elif tokenizer.sampled_features is not None:
-        _fit_on_file(work, tokenizer, tokenizer.sampled_features)
-    elif work.peers.rank == 0:
-        _fit_in_memory(work, tokenizer)
+    if work.peers.rank == 0:
+        _load_what_is_left(tokenizer, fitted)
+    if not work.peers.gather("fitted", ["yes"] if tokenizer.is_fitted else []):
+        if tokenizer.sampled_features is not None:
+            _fit_on_file(work, tokenizer, tokenizer.sampled_features)
+        elif work.peers.rank == 0:
+            _fit_in_memory(work, tokenizer)
     work.peers.wait_for_all("codebook")
     if not tokenizer.is_fitted:
+        _wait_until_seen(fitted)
         tokenizer.load(fitted.parent)
     return fitted
+
+
+def _load_what_is_left(tokenizer: KMeansTokenizer, fitted: Path) -> None:
+    """Take the codebook of an earlier attempt, if there is a whole one."""
+    if fitted.is_file():
+        try:
+            tokenizer.load(fitted.parent)
+        except HarnessError as error:
+            log.warning("fitted again: %s", error)
+            fitted.unlink()
+
+
+def _wait_until_seen(path: Path) -> None:
+    """A shared file system may take seconds to show what another machine has written."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _fit_in_memory(work: TokenWork, tokenizer: KMeansTokenizer) -> None:
@@ -101,10 +124,13 @@ def _fit_on_file(work: TokenWork, tokenizer: KMeansTokenizer, rows: int) -> None
     )
     work.agree(features.shards, prepare=features.prepare)
     mine = features.shards.open_shards(rank=work.peers.rank, processes=work.peers.processes)
-    total = sum(len(features.wanted(shard)) for shard in mine)
+    open_shards = features.shards.open_shards()
+    total = sum(len(features.wanted(shard)) for shard in open_shards)
+    work.peers.wait_for_all("sampling")  # all have counted before the first is done
     progress = work.metrics.images("sampling", total=total, processes=work.peers.processes)
     damaged: list[str] = []
     for shard in mine:
+        work.peers.check()
         with suppress(_ShardDamaged):
             features.write(
                 shard, _sampled(work, tokenizer, features.wanted(shard).tolist(), damaged, progress)

@@ -6,6 +6,7 @@ on no file system. Hidden files are passed over; any other file that is no image
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,8 @@ class FilePart(ImagePart):
                 return opened
         # Pillow raises these on bytes that are cut, altered or no image at all.
         except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the disk's fault, not the file's
             raise DamagedImage(image_id, error) from None
 
 
@@ -68,7 +71,13 @@ def open_class_folders(
     split = splits[part.split]
     if not (folder / split).is_dir():
         raise HarnessError(f"data set {data_set}: no folder {folder / split}; lay it out as SPLIT/CLASS/FILE")
-    classes = tuple(sorted(entry.name for entry in _visible(folder / split) if entry.is_dir()))
+    entries = list(_visible(folder / split))
+    for entry in entries:
+        if not entry.is_dir():
+            raise HarnessError(
+                f"{entry.path}: no class folder; nothing is passed over silently: move it away"
+            )
+    classes = tuple(sorted(_text(entry) for entry in entries))
     files = [
         (f"{split}/{class_name}/{file_name}", label, size)
         for label, class_name in enumerate(classes)
@@ -102,8 +111,15 @@ def _images_of(folder: Path) -> list[tuple[str, int]]:
                 f"{entry.path}: no image by its ending ({', '.join(ENDINGS)}); nothing is passed over "
                 "silently: move it away"
             )
-        found.append((entry.name, entry.stat().st_size))
+        found.append((_text(entry), entry.stat().st_size))
     return sorted(found)
+
+
+def _text(entry: os.DirEntry[str]) -> str:
+    """The entry's name, which has to be text, for it becomes a part of image ids."""
+    if not entry.name.isprintable():
+        raise HarnessError(f"{os.fsencode(entry.path)!r}: its name is no printable UTF-8 text; rename it")
+    return entry.name
 
 
 def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:

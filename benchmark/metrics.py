@@ -25,16 +25,16 @@ class MetricsFile:
         self._path = folder / METRICS_NAME if is_writer else None
 
     def images(self, phase: str, *, total: int, processes: int = 1) -> Callable[[int], None]:
-        """A counter of this process's images; `processes` share the work evenly, and their rates add up."""
+        """A counter of this process's images; of `total`, which `processes` share, all did as much as it."""
         started, done, written = time.monotonic(), 0, 0.0
 
         def count(images: int) -> None:
             nonlocal done, written
-            done += images
+            done = min(total, done + processes * images)
             now = time.monotonic()
             if now - written >= EVERY_SECONDS or done == total:
                 written, seconds = now, now - started
-                rate = processes * done / max(seconds, 1e-9)
+                rate = done / max(seconds, 1e-9)
                 self._write(phase, step=done, steps=total, seconds=seconds, images_per_second=round(rate, 1))
 
         return count

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -59,10 +59,7 @@ class Peers:
         """
         assert self.store is not None
         while not self.store.check([key]):
-            if self.store.check([_FAILED]):
-                raise HarnessError(f"another process of this cell failed: {self.store.get(_FAILED).decode()}")
-            if self.store.check([_OVER]):
-                raise CellEnded(key)
+            self.check()
             time.sleep(POLL_SECONDS)
 
     def of_cell(self, cell_id: str) -> Peers:
@@ -84,7 +81,17 @@ class Peers:
     def fail(self, reason: str) -> None:
         """Whoever waits for this process learns that it has failed, and why."""
         if self.store is not None:
-            self.store.set(_FAILED, f"rank {self.rank}: {reason}")
+            # A store that is gone has nobody left who could be told.
+            with suppress(dist.DistError, RuntimeError):
+                self.store.set(_FAILED, f"rank {self.rank}: {reason[:2000]}")
+
+    def check(self) -> None:
+        """CellEnded if the cell has ended, HarnessError if another process of it failed."""
+        if self.store is not None:
+            if self.store.check([_FAILED]):
+                raise HarnessError(f"another process of this cell failed: {self.store.get(_FAILED).decode()}")
+            if self.store.check([_OVER]):
+                raise CellEnded("elsewhere")
 
     def has_begun(self) -> bool:
         """True once `begin` was called."""
@@ -143,10 +150,11 @@ def hosting() -> Iterator[None]:
 
 
 def leave_together(peers: Peers) -> None:
-    """Rank 0 stays until the others have seen the end, or for half a minute: the store goes with it."""
+    """Rank 0 stays until the others have left, or for half a minute: the store goes with it."""
     if peers.store is None:
         return
-    peers.store.add("left", 1)
+    with suppress(dist.DistError, RuntimeError):
+        peers.store.add("left", 1)
     if peers.rank == 0:
         deadline = time.monotonic() + LEAVE_SECONDS
         while peers.store.add("left", 0) < peers.processes and time.monotonic() < deadline:

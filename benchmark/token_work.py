@@ -6,13 +6,16 @@ codebook, and the tokens shard by shard. A kill loses one shard.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import features
 
 from benchmark.encoding import DamagedImages, TokenShards
 from benchmark.image_part import ImagePart
@@ -20,14 +23,20 @@ from benchmark.inputs import weights_folder
 from benchmark.layout import CHECKPOINTS_NAME, ENCODING_NAME
 from benchmark.metrics import MetricsFile
 from benchmark.peers import Peers
+from benchmark.provenance import environment
 from benchmark.stage import CellContext
 from protocols.errors import HarnessError
+from protocols.files import sha256_of_file, write_atomically
 from tokenizers import build_tokenizer
 from tokenizers.base import Tokenizer
 from tokenizers.kmeans import KMeansTokenizer
 from tokenizers.shards import Shards
 
 DAMAGED_NAME = "damaged.txt"
+_LIBRARIES = ("numpy", "pillow", "timm", "open_clip_torch")
+_READING = tuple(
+    Path(__file__).with_name(name) for name in ("image_part.py", "image_files.py", "encoding.py")
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,10 @@ class TokenWork:
             "code": self.context.sources[f"tokenizer:{cell.tokenizer}"],
             "network": tokenizer.frozen_weights_digest(),
             "listing": self.images.listing_digest,
-            # Bytes are promised on one kind of device and under one set of kernels.
+            # Bytes are promised on one kind of device, with one set of libraries and one way of reading.
             "device": device_kind(self.context.runtime.device),
-            "torch": torch.__version__,
+            "libraries": libraries(),
+            "reading": [sha256_of_file(path) for path in _READING],
         }
 
     @cached_property
@@ -87,15 +97,18 @@ class TokenWork:
         self.peers.wait_for_all(f"{shards.folder.name} prepared")
         if not shards.is_prepared():
             raise HarnessError(
-                f"{shards.folder} is prepared by a process with other code, images, device or torch than "
+                f"{shards.folder} is prepared by a process with other code, images, device or libraries than "
                 "this one's; run all processes of a cell on one kind of machine that shares the work dir"
             )
 
     def check_damaged(self, where: str, damaged: list[str]) -> None:
-        """DamagedImages, in every process, if any of them met some."""
-        everybodys = sorted(set(self.peers.gather(where, damaged)))
-        if everybodys:
-            raise DamagedImages(everybodys, images=len(self.images), listing=self.listing)
+        """DamagedImages, in every process, if any of them met some; names go through files."""
+        path = self.folder / f"damaged-{where}-{self.peers.rank}.json"
+        write_atomically(path, json.dumps(damaged))
+        met = self.peers.gather(where, [path.name] if damaged else [])
+        if met:
+            found = {name for one in met for name in json.loads((self.folder / one).read_text())}
+            raise DamagedImages(sorted(found), images=len(self.images), listing=self.listing)
 
     @property
     def listing(self) -> Path:
@@ -125,5 +138,11 @@ def begin(context: CellContext) -> TokenWork:
 
 
 def device_kind(device: str) -> str:
-    """What tokens may depend on to the bit: the GPU's name, or cpu."""
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    """What tokens may depend on to the bit: the GPU's name, or the CPU's."""
+    return torch.cuda.get_device_name() if device == "cuda" else environment()["cpu"]
+
+
+def libraries() -> dict[str, str | None]:
+    """Versions of what decodes, resizes and computes."""
+    found: dict[str, str | None] = {name: version(name) for name in _LIBRARIES}
+    return {**found, "torch": torch.__version__, "libjpeg": features.version("jpg")}

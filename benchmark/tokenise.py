@@ -53,19 +53,10 @@ def assist(context: CellContext) -> None:
 
 
 def fit(context: CellContext) -> Path:
-    """Only fit the tokenizer: its codebook waits where `run` looks for it. Returns the codebook's file.
-
-    Raises HarnessError for a tokenizer that is not fitted but published.
-    """
+    """Only fit the tokenizer: its codebook waits where `run` looks for it. Returns the codebook's file."""
     work = begin(context)
-    if not isinstance(work.tokenizer, KMeansTokenizer):
-        raise HarnessError(
-            f"tokenizer {work.tokenizer.name} comes with published weights: there is nothing to fit; leave "
-            "--fit away"
-        )
-    path = fit_codebook(work, work.tokenizer)
-    work.peers.end()
-    return path
+    assert isinstance(work.tokenizer, KMeansTokenizer)
+    return fit_codebook(work, work.tokenizer)
 
 
 def _encode(work: TokenWork) -> None:
@@ -76,10 +67,16 @@ def _encode(work: TokenWork) -> None:
         tokens.drop_damaged()
     peers.wait_for_all("encoding")
     mine = tokens.shards.open_shards(rank=peers.rank, processes=peers.processes)
-    total = sum(len(tokens.shards.span(shard)) for shard in mine)
+    total = sum(len(tokens.shards.span(shard)) for shard in tokens.shards.open_shards())
+    peers.wait_for_all("counted")  # before the first shard is done
     progress = work.metrics.images("encoding", total=total, processes=peers.processes)
     for read, unreadable in encode_shards(
-        tokens, work.tokenizer, work.images, mine, workers=work.context.runtime.workers
+        tokens,
+        work.tokenizer,
+        work.images,
+        mine,
+        workers=work.context.runtime.workers,
+        check=peers.check,
     ):
         damaged += unreadable
         progress(read)
@@ -96,7 +93,8 @@ def _store(work: TokenWork, started: float) -> StageResult:
     # Written beside what may be there: weights and configuration name a store, the code that encoded
     # with them does not.
     fresh = folder.with_name(f".{folder.name}.{context.cell.id}")
-    shutil.rmtree(fresh, ignore_errors=True)
+    for left in (fresh, *folder.parent.glob(f".{fresh.name}.unfinished-*")):
+        shutil.rmtree(left, ignore_errors=True)
     write_tokens(
         fresh,
         tokenizer=tokenizer,

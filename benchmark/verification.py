@@ -101,11 +101,8 @@ def _differing(
 
 def _blocks(rows: Sequence[int]) -> Iterator[list[int]]:
     """Indices into `rows`, grouped so that no two of a group want the same slot of a block."""
-    waiting = list(range(len(rows)))
-    while waiting:
-        taken: dict[int, int] = {}
-        for index in waiting:
-            taken.setdefault(rows[index] % BLOCK, index)
-        chosen = set(taken.values())
-        waiting = [index for index in waiting if index not in chosen]
-        yield sorted(chosen)
+    queues: list[list[int]] = [[] for _ in range(BLOCK)]
+    for index, row in enumerate(rows):
+        queues[row % BLOCK].append(index)
+    for place in range(max(map(len, queues))):
+        yield sorted(queue[place] for queue in queues if place < len(queue))

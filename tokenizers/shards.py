@@ -9,6 +9,7 @@ depend on it; what was done before a kill stays done.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -76,15 +77,15 @@ class Shards:
     def is_done(self, shard: int) -> bool:
         """True if the shard's results are whole, and its images are those that they were made from."""
         try:
-            return self.facts(shard).get("content") == self._content_of(shard)
+            facts = self.facts(shard)
         except HarnessError:
             return False
+        return facts.get("work") == self._work and facts.get("content") == self._content_of(shard)
 
     def mark_done(self, shard: int, **facts: Any) -> None:
         """Say so; what the shard made must be on disk before. `facts` are plain JSON values."""
-        write_atomically(
-            self._marker(shard), json.dumps({**facts, "content": self._content_of(shard)}) + "\n"
-        )
+        stated = {**facts, "work": self._work, "content": self._content_of(shard)}
+        write_atomically(self._marker(shard), json.dumps(stated) + "\n")
 
     def mark_open(self, shard: int) -> None:
         """Say that the shard has to be done again."""
@@ -110,6 +111,11 @@ class Shards:
     def done_count(self) -> int:
         """How many shards are done."""
         return sum(self.is_done(shard) for shard in range(self.count))
+
+    @property
+    def _work(self) -> str:
+        """Whose marker it is: a process of an earlier run may still write its last one."""
+        return hashlib.sha256(self._identity.encode()).hexdigest()
 
     def _content_of(self, shard: int) -> str | None:
         return None if self._content is None else self._content(self.span(shard))

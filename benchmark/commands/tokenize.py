@@ -26,6 +26,7 @@ from leaderboard.record import Record
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
+from tokenizers import list_tokenizers, tokenizer_spec
 
 if TYPE_CHECKING:
     from benchmark.peers import Peers
@@ -112,14 +113,15 @@ def run(options: Namespace) -> int:
         peers = launched()
         if options.fit:
             done = {one.cell.id for one in states if one.state == "done"}
-            return _fit(options, protocol, [cell for cell in plan if cell.id not in done], runtime, peers)
-        if peers.rank:
-            return _assist(options, protocol, plan, runtime, peers)
-        try:
-            return _encode(options, protocol, plan, runtime, stale, peers=peers)
-        finally:
+            code = _fit(options, protocol, [cell for cell in plan if cell.id not in done], runtime, peers)
+        elif peers.rank:
+            code = _assist(options, protocol, plan, runtime, peers)
+        else:
+            code = _encode(options, protocol, plan, runtime, stale, peers=peers)
             peers.end()
+        if code in (DONE, FAILED):  # after a signal the others are ended by it too
             leave_together(peers)
+    return code
 
 
 class _Announcing:
@@ -188,7 +190,6 @@ def _assist(
 ) -> int:
     """A further process: helps with every cell that the first one begins, until all are over."""
     from benchmark import tokenise
-    from benchmark.peers import leave_together
 
     waiting = {cell.id: cell for cell in plan}
     while not peers.has_ended():
@@ -204,23 +205,45 @@ def _assist(
                     of_cell.fail(f"{type(error).__name__}: {error}")
                     raise
         time.sleep(POLL_SECONDS)
-    leave_together(peers)
     return DONE
 
 
 def _fit(options: Namespace, protocol: Protocol, plan: Sequence[Cell], runtime: Runtime, peers: Peers) -> int:
     """Only codebooks, in this very process; what is fitted waits in each cell's folder."""
     from benchmark import tokenise
+    from benchmark.encoding import DamagedImages
+    from benchmark.peers import CellEnded
     from benchmark.worker import cell_lock
 
-    for cell in (cell for cell in plan if cell.part is None):
+    if not plan:
+        print("nothing to fit: these stores are made")
+        return DONE
+    fitted_here = {name for name in list_tokenizers() if tokenizer_spec(name).published is None}
+    cells = [cell for cell in plan if cell.part is None and cell.tokenizer in fitted_here]
+    if not cells:
+        raise HarnessError(
+            "there is nothing to fit: what is left to make comes with published weights, or with a codebook "
+            "that another cell fits; leave --fit away"
+        )
+    for cell in cells:
         context = _context(options, protocol, cell, runtime, peers.of_cell(cell.id))
         context.folder.mkdir(parents=True, exist_ok=True)
         with cell_lock(context.folder) if peers.rank == 0 else nullcontext(True) as is_ours:
             if not is_ours:
                 raise HarnessError(f"{context.folder}: another process works on this cell; wait for it")
-            with _watched(options, protocol, cell, is_shown=peers.rank == 0):
-                path = tokenise.fit(context)
+            try:
+                with _watched(options, protocol, cell, is_shown=peers.rank == 0):
+                    path = tokenise.fit(context)
+            except CellEnded:
+                continue
+            except DamagedImages as error:
+                context.peers.end()
+                if peers.rank == 0:
+                    print(f"error: {error}", file=sys.stderr)
+                return FAILED
+            except Exception as error:
+                context.peers.fail(f"{type(error).__name__}: {error}")
+                raise
         if peers.rank == 0:
             print(f"{cell.row}: codebook in {path}; the same command without --fit encodes with it")
     return DONE

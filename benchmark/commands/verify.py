@@ -52,7 +52,14 @@ def run(options: Namespace) -> int:
     from tokenizers.store import MANIFEST_NAME
 
     folders = [path.parent if path.name == MANIFEST_NAME else path for path in options.stores]
-    return max([_verify(folder, options) for folder in folders])
+    worst = MATCHES
+    for folder in folders:
+        try:
+            worst = max(worst, _verify(folder, options))
+        except HarnessError as error:
+            print(f"error: {error}", file=sys.stderr)
+            worst = HarnessError.exit_code
+    return worst
 
 
 def _verify(folder: Path, options: Namespace) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,27 @@ def test_hidden_files_are_passed_over_and_others_are_named(root: Path) -> None:
     (stray / "notes.txt").write_bytes(b"x")
     with pytest.raises(HarnessError, match=r"notes\.txt: no image by its ending .*move it away"):
         opened(root)
+    (stray / "notes.txt").rename(stray.parent / "lost.JPEG")
+    with pytest.raises(HarnessError, match=r"lost\.JPEG: no class folder; .*move it away"):
+        opened(root)
+    (stray.parent / "lost.JPEG").unlink()
+    (stray / "a\nb.JPEG").write_bytes(b"x")
+    with pytest.raises(HarnessError, match=r"a\\nb\.JPEG': its name is no printable UTF-8 text; rename it"):
+        opened(root)
+    (stray / "a\nb.JPEG").unlink()
+    (stray / os.fsdecode(b"\xff.JPEG")).write_bytes(b"x")
+    with pytest.raises(HarnessError, match=r"\\xff\.JPEG': its name is no printable"):
+        opened(root)
+
+
+def test_a_failing_disk_is_no_damaged_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    images = opened(root)
+    monkeypatch.setattr(Image, "open", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        images.image(0)
 
 
 def test_the_digest_knows_ids_labels_and_sizes(root: Path) -> None:
@@ -131,9 +154,12 @@ def test_images_are_found_by_id_and_nothing_outside_the_folder_is_read(root: Pat
     (root / "secret.JPEG").write_bytes((root / "imagenet-1k" / images.image_ids[0]).read_bytes())
     found = open_images("imagenet-1k", [images.image_ids[7], images.image_ids[2]], data_root=root)
     assert np.array_equal(np.asarray(found.image(1)), np.asarray(images.image(2)))
-    for bad in ("../secret.JPEG", str(root / "secret.JPEG"), "train/nothing.JPEG"):
-        with pytest.raises(HarnessError, match="no image"):
+    for bad in ("../secret.JPEG", "train/../../secret.JPEG", str(root / "secret.JPEG")):
+        with pytest.raises(HarnessError, match="leads out of"):
             open_images("imagenet-1k", [bad], data_root=root)
+    gone = open_images("imagenet-1k", ["train/nothing.JPEG"], data_root=root)
+    with pytest.raises(DamagedImage, match=r"train/nothing\.JPEG cannot be read"):
+        gone.image(0)
     embedded = open_images("fashion-mnist-12k", ["test/0000003"])
     there = open_part("fashion-mnist-12k", "test", Part(split="test", start=3, count=1))
     assert np.array_equal(np.asarray(embedded.image(0)), np.asarray(there.image(0)))

@@ -1,4 +1,4 @@
-"""What makes unfinished tokens other tokens: each thing that moves bytes begins the work anew, and no other."""
+"""What makes unfinished tokens other tokens: whatever moves bytes begins the work anew, and nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def unspooled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "MOST_SPOOLED_BYTES", 0)
 
 
-@pytest.mark.parametrize("changed", ["code", "device", "torch", "weights", "codebook", "image"])
+@pytest.mark.parametrize(
+    "changed", ["code", "device", "torch", "libjpeg", "reading", "weights", "codebook", "image"]
+)
 def test_shards_made_from_anything_else_are_made_again(
     root: Path, changed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +48,10 @@ def test_shards_made_from_anything_else_are_made_again(
         monkeypatch.setattr("benchmark.token_work.device_kind", lambda device: "another GPU")
     elif changed == "torch":
         monkeypatch.setattr(torch, "__version__", "3.0.0")
+    elif changed == "libjpeg":
+        monkeypatch.setattr("benchmark.token_work.features.version", lambda name: "another")
+    elif changed == "reading":
+        monkeypatch.setattr("benchmark.token_work._READING", (Path(__file__),))
     elif changed == "weights":
         monkeypatch.setattr(NetworkTokenizer, "frozen_weights_digest", lambda self: "1" * 64)
     elif changed == "codebook":

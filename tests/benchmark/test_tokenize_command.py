@@ -49,7 +49,7 @@ def test_it_prints_a_card_and_again_changes_nothing(
     assert main(tokenize(root, "runs")) == 0
     printed = capsys.readouterr().out
     assert "k-pixel" in printed
-    assert f"{COUNT} images" in printed
+    assert f"images           {COUNT}" in printed
     for figure in ("perplexity", "images/s", "100.00 %"):
         assert figure in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -204,3 +204,18 @@ def test_a_senseless_launch_is_an_error(
         monkeypatch.setenv(name, value)
     assert main(tokenize(root, "none")) == 2
     assert said in capsys.readouterr().err
+
+
+def test_reading_processes_of_a_cell_change_nothing(root: Path, store: Path) -> None:
+    assert main(tokenize(root, "workers", "--workers", "2", "--quiet")) == 0
+    assert stored(root, "workers") == stored(root)
+
+
+def test_every_store_is_looked_at_and_the_worst_code_counts(
+    root: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["verify", str(root / "none"), str(store), "--data-root", str(root / "data"), "--sample", "4"]
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert "is not a finished token store" in shown.err
+    assert "no token differs" in shown.out
