@@ -36,23 +36,23 @@ MOST_NAMED = 10
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """`images` (b, 3, S, S) of those that could be read, in order, and the ids of the others."""
+    """`images` (b, 3, S, S) of those that could be read, in order; of the others, id, tab and why not."""
 
     images: Tensor
     damaged: list[str]
 
 
 class DamagedImages(HarnessError):
-    """Some images cannot be read; nothing was made without them."""
+    """Some images cannot be read; nothing was made without them. `damaged`: id, tab and why not, for each."""
 
     def __init__(self, damaged: Sequence[str], *, images: int, listing: Path) -> None:
-        write_atomically(listing, "".join(f"{image_id}\n" for image_id in damaged))
-        named = ", ".join(damaged[:MOST_NAMED])
+        write_atomically(listing, "".join(f"{line}\n" for line in damaged))
+        named = ", ".join(line.partition("\t")[0] for line in damaged[:MOST_NAMED])
         more = f" and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
         super().__init__(
-            f"{len(damaged)} of {images} images cannot be read: {named}{more} (all in {listing}); no store "
-            "is made without them: fetch them again and give the command again, with --redo-failed where a "
-            "cell failed; what was encoded of the others is kept"
+            f"{len(damaged)} of {images} images cannot be read: {named}{more} (all, with reasons, in "
+            f"{listing}); no store is made without them: fetch them again and give the command again, with "
+            "--redo-failed where a cell failed; shards that were encoded whole are kept"
         )
 
 
@@ -71,7 +71,7 @@ class _Transformed(Dataset[ReadBatch]):
             try:
                 read.append(self.tokenizer.transform(self.images.image(position)))
             except DamagedImage as error:
-                damaged.append(error.image_id)
+                damaged.append(f"{error.image_id}\t{error.reason}")
         size = self.tokenizer.image_size
         return ReadBatch(torch.stack(read) if read else torch.empty(0, 3, size, size), damaged)
 

@@ -103,7 +103,7 @@ def make_sheet(source: Source, request: Request) -> Sheet:
         chosen = check_codes(request.codes, counts, tokenizer=source.name)
     return Sheet(
         tokenizer=source.name,
-        title=TITLES[request.rule],
+        title="chosen codes" if chosen and request.rule == "random" else TITLES[request.rule],
         rule_in_words=rule_in_words(request.rule, is_chosen=chosen is not None),
         seed=request.seed,
         images=len(source.store),
@@ -126,7 +126,7 @@ def rule_in_words(rule: str, *, is_chosen: bool) -> str:
         return f"{which}; of each code, {_AT_RANDOM}. {_SPACE}"
     return (
         f"{drawn}; of each, the patches farthest from its row in the codebook, farthest first, among at most "
-        f"{MOST_SAMPLED} drawn at random of those that carry it. {_SPACE}"
+        f"{MOST_SAMPLED} drawn at random of those that carry it, and that get it again when encoded. {_SPACE}"
     )
 
 

@@ -26,19 +26,20 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".w
 
 
 class DamagedImage(HarnessError):
-    """An image file that cannot be decoded; `image_id` names it."""
+    """An image file that cannot be decoded; `image_id` names it, `reason` says why."""
 
     def __init__(self, image_id: str, error: Exception) -> None:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         super().__init__(f"{image_id} cannot be read as an image ({first}); fetch the file again")
-        self.image_id = image_id
+        self.image_id, self.reason = image_id, first
 
 
 @dataclass(frozen=True)
 class FilePart(ImagePart):
     """Image files under `folder`; an image id is its path from there. Their digest covers sizes in bytes.
 
-    Pixels are as decoded: an orientation noted in EXIF is not applied, as in torchvision's loader.
+    Pixels are as decoded, 8 bits a channel: an orientation noted in EXIF is not applied, as in
+    torchvision's loader.
     """
 
     folder: Path
@@ -53,6 +54,8 @@ class FilePart(ImagePart):
         try:
             with Image.open(self.folder / image_id) as opened:
                 opened.load()
+                if opened.mode.startswith(("I", "F")):
+                    raise ValueError(f"mode {opened.mode}: only images of 8 bits a channel are read")
                 return opened
         # Pillow raises these on bytes that are cut, altered or no image at all.
         except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:

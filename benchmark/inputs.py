@@ -123,7 +123,12 @@ def _missing_set(name: str, stage: str, data_root: Path | None) -> Missing | Non
     root = "DIR" if data_root is None else str(data_root)
     if data_root is not None and (data_root / external.folder).is_dir():
         if external.splits is not None and stage in _STAGES_OF_FOLDERS:
-            return None
+            folder = data_root / external.folder / external.splits["train"]
+            if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
+                return None  # the files are not looked at before they are read
+            return Missing(
+                f"data set {name}: no class folders in {folder}", external.remedy.format(root=root)
+            )
         return Missing(
             f"data set {name}: found, but this version of the harness reads it for nothing but tokens"
             if external.splits is not None

@@ -112,12 +112,9 @@ def launched() -> Peers:
         return Peers()
     if not rank < processes:
         raise HarnessError(f"the environment's RANK {rank} is not below its WORLD_SIZE {processes}")
-    if not os.environ.get("MASTER_ADDR"):
-        raise HarnessError("WORLD_SIZE is set without MASTER_ADDR and MASTER_PORT; start with torchrun")
+    address, port = _meeting_point()
     try:
-        store: dist.Store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0), is_master=False, timeout=CONNECT
-        )
+        store: dist.Store = dist.TCPStore(address, port, is_master=False, timeout=CONNECT)
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise HarnessError(
             f"no process answers at MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT "
@@ -137,12 +134,8 @@ def hosting() -> Iterator[None]:
     )
     host = None
     if is_ours:
-        host = dist.TCPStore(
-            os.environ.get("MASTER_ADDR", ""),
-            _number("MASTER_PORT", 0),
-            is_master=True,
-            wait_for_workers=False,
-        )
+        address, port = _meeting_point()
+        host = dist.TCPStore(address, port, is_master=True, wait_for_workers=False)
     try:
         yield
     finally:
@@ -159,6 +152,15 @@ def leave_together(peers: Peers) -> None:
         deadline = time.monotonic() + LEAVE_SECONDS
         while peers.store.add("left", 0) < peers.processes and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+
+def _meeting_point() -> tuple[str, int]:
+    address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", 0)
+    if not address or not port:
+        raise HarnessError(
+            "WORLD_SIZE is set without MASTER_ADDR and MASTER_PORT; start with torchrun, or unset WORLD_SIZE"
+        )
+    return address, port
 
 
 def local_rank() -> int:

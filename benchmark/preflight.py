@@ -35,7 +35,8 @@ def check_inputs(states: Sequence[CellState], protocol: Protocol) -> None:
     """HarnessError, before anything runs, with all that is missing at once, each with its remedy."""
     missing: dict[Missing, None] = {one: None for state in states for one in state.missing}
     if missing:
-        lines = [f"protocol {protocol.name} cannot run here; {len(missing)} things are missing:"]
+        what = "1 thing is" if len(missing) == 1 else f"{len(missing)} things are"
+        lines = [f"protocol {protocol.name} cannot run here; {what} missing:"]
         for one in missing:
             lines += [f"- {one.what}", f"  {one.remedy}"]
         raise HarnessError("\n".join(lines))

@@ -119,7 +119,7 @@ class TokenWork:
 def begin(context: CellContext) -> TokenWork:
     """Build the tokenizer and list the images.
 
-    Raises HarnessError if weights or images are missing.
+    Raises HarnessError if weights or images are missing, or tokens lie on no trunk's patches.
     """
     name = context.cell.tokenizer
     assert name is not None
@@ -128,6 +128,7 @@ def begin(context: CellContext) -> TokenWork:
         tokenizer.to("cuda")
     if tokenizer.needs_weights and (context.cell.part is None or isinstance(tokenizer, KMeansTokenizer)):
         tokenizer.load_published(weights_folder(context.data_root))
+    _check_grid(context, tokenizer)
     images = context.images(context.cell.part or "pretraining")
     is_first = context.peers.rank == 0
     work = TokenWork(context, tokenizer, images, MetricsFile(context.folder, is_writer=is_first))
@@ -135,6 +136,18 @@ def begin(context: CellContext) -> TokenWork:
         work.listing.unlink(missing_ok=True)
         context.peers.begin()
     return work
+
+
+def _check_grid(context: CellContext, tokenizer: Tokenizer) -> None:
+    """HarnessError unless some trunk of the protocol has a patch for each token: others could not train."""
+    protocol, tokens = context.protocol, tokenizer.grid**2
+    patches = {name: protocol.trunk_spec(name, drop_path=0.0).patches for name in protocol.trunks}
+    if tokens not in patches.values():
+        known = ", ".join(f"{name}: {number}" for name, number in patches.items())
+        raise HarnessError(
+            f"protocol {protocol.name}: tokenizer {tokenizer.name} gives {tokens} tokens an image, and no "
+            f"trunk has as many patches ({known}); choose image and patch sizes that agree"
+        )
 
 
 def device_kind(device: str) -> str:

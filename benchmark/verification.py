@@ -27,8 +27,9 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An image whose tokens differ: how many of how many, or why it could not be encoded."""
+    """An image whose tokens differ: how many of how many, or why it could not be read."""
 
+    row: int
     image_id: str
     differing: int
     patches: int
@@ -76,7 +77,8 @@ def compare(
             try:
                 read[index] = tokenizer.transform(images.image(index))
             except DamagedImage as error:
-                found.append(Mismatch(images.image_ids[index], store.grid**2, store.grid**2, str(error)))
+                name = images.image_ids[index]
+                found.append(Mismatch(rows[index], name, 0, store.grid**2, reason=str(error)))
         if read:
             found += _differing(store, tokenizer, images, rows, read)
         yield len(block), found
@@ -95,7 +97,7 @@ def _differing(
         stored = store.tokens([rows[index]])[0]
         differing = int((encoded[rows[index] % BLOCK] != stored).sum())
         if differing:
-            found.append(Mismatch(images.image_ids[index], differing, len(stored)))
+            found.append(Mismatch(rows[index], images.image_ids[index], differing, len(stored)))
     return found
 
 

@@ -88,7 +88,8 @@ def _teachers(done: Sequence[Run]) -> list[str]:
     return [
         f"{name} has a teacher, {teacher}: rows on it learn from what that teacher was told."
         for name, teacher in sorted(taught.items())
-        if teacher and not teacher.startswith("none")
+        # Nothing more of "none": a user's own text may begin with the word and go on.
+        if teacher and teacher != "none" and not teacher.startswith("none (")
     ]
 
 

@@ -120,11 +120,13 @@ def _remedy(path: Path) -> str:
 
 
 def _read_facts(path: Path) -> SheetFacts:
-    size = path.stat().st_size
-    if size > MAX_FACTS_BYTES:
-        raise HarnessError(f"{path}: {size} bytes is too large for a sheet's facts; {_remedy(path)}")
     try:
+        size = path.stat().st_size
+        if size > MAX_FACTS_BYTES:
+            raise HarnessError(f"{path}: {size} bytes is too large for a sheet's facts; {_remedy(path)}")
         facts = SheetFacts.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise HarnessError(f"{path}: {error.strerror}; {_remedy(path)}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""

@@ -45,6 +45,7 @@ from tests.error_settings import (
     tampered_images,
     write_notes,
 )
+from tests.token_error_cases import TOKEN_CASES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         Case(title="a fork into another kind of file", command="fork mini mine --out mine.txt",
              given="mine.txt", where="protocol's file", remedy="ends in .yaml"),
     ),
+    "Tokens": tuple(Case(**case) for case in TOKEN_CASES),
     "Machine, data and work dir": (
         Case(title="everything that fair300 needs", command="--protocol fair300", given="imagenet-1k",
              where="protocol fair300 cannot run here", remedy="https://image-net.org"),

@@ -95,3 +95,8 @@ def test_the_kept_board_names_machine_versions_and_date() -> None:
     text = (BOARD / "board.md").read_text()
     for fact in ("newest record: 2", "git commit: ", "device: ", "torch: ", "timm: ", "python: ", "cores: "):
         assert f"- {fact}" in text
+
+
+def test_no_page_has_a_gap_to_be_filled() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        assert "@@" not in page.read_text(encoding="utf-8"), page

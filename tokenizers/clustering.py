@@ -1,7 +1,8 @@
 """k-means by faiss, one iteration at a time, so that there is news of a fit that takes hours.
 
-The result is that of faiss.Kmeans with the same settings, bit for bit: random initial points, Euclidean,
-not spherical; the restart with the lowest last objective is kept. Its loop is repeated here around single
+The result is that of faiss.Kmeans with the same settings, bit for bit (but with max_points_per_centroid 1 and
+more points than K, where faiss takes the first K of them as they are): random initial points, Euclidean, not
+spherical; the restart with the lowest last objective is kept. Its loop is repeated here around single
 iterations, whose only state is the centroids: empty clusters are split by a generator that faiss starts
 anew each time, and restart r draws its initial points by the seed + 1 + 15486557 r. A restart ends early
 when an iteration's objective is exactly the one before.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from protocols.errors import HarnessError
+from tokenizers.precision import exact_float32
 from tokenizers.published import check_tensors, read_wanted
 from tokenizers.weights_files import WantedFile
 
@@ -161,7 +161,7 @@ class NetworkFeatures(FeatureExtractor):
 
     def _features_of_block(self, images: Tensor) -> Tensor:
         normalised = (images.to(self._device, torch.float32) - self._mean) / self._std
-        with torch.no_grad(), _exact_float32(self._device):
+        with torch.no_grad(), exact_float32(self._device):
             map_BDhw = self._map(normalised.contiguous(memory_format=torch.channels_last))
         expected = (len(images), self.width, self.grid, self.grid)
         if map_BDhw.shape != expected:
@@ -176,14 +176,3 @@ class NetworkFeatures(FeatureExtractor):
 def _is_count(name: str) -> bool:
     """True for what batch normalisation counts in training, which not every file holds."""
     return name.endswith("num_batches_tracked")
-
-
-@contextmanager
-def _exact_float32(device: torch.device) -> Iterator[None]:
-    """Full float32 on every device: TF32 or autocast would move ids between machines."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
-        yield

@@ -21,10 +21,12 @@ class ClipKMeans(KMeansTokenizer):
 
     def __init__(self, spec: TokenizerSpec, config: Mapping[str, Any]) -> None:
         model = config["model"]
-        extractor = OpenClipFeatures(model=model, image_size=config["image_size"], wanted=clip_file(config))
+        wanted = clip_file(config)
+        extractor = OpenClipFeatures(model=model, image_size=config["image_size"], wanted=wanted)
         if not extractor.is_resnet:
             raise HarnessError(
                 f"tokenizer {spec.name}: model {model} is none of CLIP's ResNets, such as "
                 f"{', '.join(OPENAI_RESNETS)}; for another network use k-feature with open_clip/{model}"
             )
         super().__init__(spec, config, extractor=extractor)
+        self.teacher = wanted.teacher(spec.teacher)

@@ -21,7 +21,7 @@ class FeatureKMeans(KMeansTokenizer):
 
     def __init__(self, spec: TokenizerSpec, config: Mapping[str, Any]) -> None:
         super().__init__(spec, config, extractor=_extractor(config, own_network_file(config)))
-        self.teacher = self.config.get("teacher", spec.teacher)
+        self.teacher = self.config.get("teacher", spec.teacher).strip()
 
 
 def _extractor(config: Mapping[str, Any], wanted: WantedFile | None) -> FeatureExtractor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from protocols.errors import HarnessError
 from tokenizers.base import Tokenizer
+from tokenizers.precision import exact_float32
 from tokenizers.published import check_tensors, read_wanted
 from tokenizers.specs import TokenizerSpec
 from tokenizers.weights_files import PublishedFile, wanted_file
@@ -36,6 +37,7 @@ class NetworkTokenizer(Tokenizer):
         assert spec.published is not None
         self.published: PublishedFile = spec.published
         self.wanted = wanted_file(self.config["weights"], self.published)
+        self.teacher = self.wanted.teacher(spec.teacher)
         self.image_size, self.grid = self.config["image_size"], grid
         self.codebook_size = self.config["codebook_size"]
         self.network = network.requires_grad_(False).eval()
@@ -133,7 +135,5 @@ class NetworkTokenizer(Tokenizer):
             yield torch.cat([block, block.new_zeros(missing, *block.shape[1:])]) if missing else block
 
     def _exactly(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        # Full float32 on every device: TF32 would move ids between machines.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False), exact:
+        with torch.no_grad(), exact_float32(self._device):
             return compute(images.to(self._device, torch.float32)).cpu()

@@ -39,9 +39,10 @@ class OpenClipFeatures(NetworkFeatures):
 
     def __init__(self, *, model: str, image_size: int, wanted: WantedFile | None) -> None:
         name, _, tag = model.partition("/")
-        config = open_clip.get_model_config(name)
-        if config is None:
+        # Of other names open_clip would read a local folder, or ask a server on the network.
+        if name not in open_clip.list_models():
             raise unknown("open_clip network", name, open_clip.list_models())
+        config: Any = open_clip.get_model_config(name)
         vision = config["vision_cfg"]
         if vision.get("timm_model_name"):
             raise HarnessError(

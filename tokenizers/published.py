@@ -23,7 +23,7 @@ from torch import Tensor
 
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
-from tokenizers.torchscript import RefusedName, is_torchscript, read_torchscript
+from tokenizers.torchscript import RefusedName, is_program, is_torchscript, read_torchscript
 from tokenizers.weights_files import ENDINGS, WantedFile
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ _UNREADABLE = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RuntimeError,
@@ -137,7 +138,8 @@ def _confirm(path: Path, sha256: str | None) -> None:
     found = sha256_of_file(path)
     if sha256 is not None and found.startswith(sha256):
         return
-    known = "none is known of these weights" if sha256 is None else f"that of these weights begins {sha256}"
+    states = "is" if sha256 is not None and len(sha256) == 64 else "begins"
+    known = "none is known of these weights" if sha256 is None else f"that of these weights {states} {sha256}"
     raise HarnessError(
         f"{path}: its SHA-256 is {found}, but {known}; {_REMEDY}, or, to use this one and have the record "
         f"say so, set the tokenizer's weights to {path.stem}@{found}"
@@ -156,7 +158,9 @@ def _unpickled(path: Path) -> Any:
                 f'sys.argv[2])" {path.name} {path.stem}.safetensors'
             )
     try:
-        if is_torchscript(path):
+        scripted = is_torchscript(path)
+        _check_members(path, scripted=scripted)
+        if scripted:
             return read_torchscript(path)
         with torch.serialization.safe_globals([(_Inert, name) for name in _PLACEHOLDERS]):
             refused = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
@@ -170,6 +174,18 @@ def _unpickled(path: Path) -> Any:
     except _UNREADABLE as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HarnessError(f"{path}: cannot be read as weights ({first}); fetch it again") from None
+
+
+def _check_members(path: Path, *, scripted: bool) -> None:
+    """BadZipFile for members that would take more memory than the file's size, as torch writes none."""
+    with zipfile.ZipFile(path) as archive:
+        read = [info for info in archive.infolist() if not (scripted and is_program(info.filename))]
+    for info in read:
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise zipfile.BadZipFile(f"{info.filename} is compressed")
+    # Members that overlap each other could be many times the file.
+    if sum(info.file_size for info in read) > path.stat().st_size:
+        raise zipfile.BadZipFile("its members are larger than the file")
 
 
 def _names_code(path: Path, names: str) -> HarnessError:

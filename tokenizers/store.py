@@ -359,8 +359,9 @@ def _read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
         first: Any = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise HarnessError(f"{path}: {where}: {first['msg']}; {REMEDY}") from None
+        # What is no JSON at all has no field to name.
+        where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise HarnessError(f"{path}: {where}{first['msg']}; {REMEDY}") from None
 
 
 def _check_version(path: Path, content: bytes) -> None:

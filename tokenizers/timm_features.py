@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from protocols.errors import HarnessError, unknown
@@ -105,7 +106,8 @@ class TimmFeatures(NetworkFeatures):
     The very last map passes the network's final norm where timm has one, as a ViT's patch tokens do; an
     earlier one is taken as it is. Layers beyond it are dropped. Weights come with pip (`weights`), or in a
     file (`wanted`) under timm's own names, whose head is not used. A network with positions for one image
-    size has them resampled by timm for another.
+    size has them resampled by timm for another. `model` is NAME or NAME.TAG, as timm lists networks and their
+    published weights; TAG settles mean and standard deviation where NAME's published weights differ in them.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ def _built(model: str, image_size: int) -> Any:
     """The timm network with random weights. HarnessError if it is unknown or gives no maps of that size."""
     if not timm.is_model(model):
         raise unknown("timm network", model, timm.list_models())
+    _check_tag(model)
     # The weights drawn here are all replaced; the caller's random stream must not notice them.
     with torch.random.fork_rng(devices=[]):
         network: Any = timm.create_model(model, pretrained=False)
@@ -170,3 +173,16 @@ def _built(model: str, image_size: int) -> Any:
     if image_size != own_size and "img_size" in takes:
         raise HarnessError(f"timm network {model} takes images of size {own_size} only, not {image_size}")
     return network
+
+
+def _check_tag(model: str) -> None:
+    """HarnessError if NAME.TAG has a tag that timm does not know, or if NAME alone leaves statistics open."""
+    name, _, tag = model.partition(".")
+    published = {full.partition(".")[2]: cfg for full, cfg in get_arch_pretrained_cfgs(name).items()}
+    if tag and tag not in published:
+        raise unknown(f"pretrained tag of timm network {name}", tag, published)
+    if not tag and len({(tuple(cfg.mean), tuple(cfg.std)) for cfg in published.values()}) > 1:
+        raise HarnessError(
+            f"the published weights of timm network {name} differ in mean or standard deviation: give "
+            f"timm/{name}.TAG with one of {', '.join(published)}"
+        )

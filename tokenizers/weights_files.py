@@ -69,11 +69,21 @@ class WantedFile:
 
     `sha256` is None where nothing is known of the file's bytes. `published` is the file that the
     tokenizer's authors released, whether this is it or not; None where users bring their own.
+    `is_published` is True where this is it, by its name and by what is known of its bytes. `stated` is
+    `weights` for a reader: of a whole SHA-256 its first 12 digits.
     """
 
     name: str
     sha256: str | None
     published: PublishedFile | None = field(default=None, repr=False)
+    is_published: bool = False
+    stated: str = ""
+
+    def teacher(self, of_published: str) -> str:
+        """How this file's network was trained, if the published one was trained as `of_published` says."""
+        if self.is_published:
+            return of_published
+        return f"not known: weights {self.stated} (published: {of_published})"
 
     def find(self, folder: Path) -> Path | None:
         """The file in `folder`, else in its loader's own cache; None if it is in neither.
@@ -102,9 +112,17 @@ def wanted_file(weights: str, published: PublishedFile | None) -> WantedFile:
         )
     name, pinned = matched.groups()
     sha256 = None if pinned is None else pinned.lower()
-    if published is not None and name == published.weights:
-        return WantedFile(name=published.name, sha256=sha256 or published.sha256, published=published)
-    return WantedFile(name=name, sha256=sha256, published=published)
+    stated = name if sha256 is None else f"{name}@{sha256[:12]}"
+    if published is None or name != published.weights:
+        return WantedFile(name=name, sha256=sha256, published=published, stated=stated)
+    return WantedFile(
+        name=published.name,
+        sha256=sha256 or published.sha256,
+        published=published,
+        # Where no digest is published, the name is all there is to go by.
+        is_published=sha256 is None or sha256.startswith(published.sha256 or ""),
+        stated=stated,
+    )
 
 
 def clip_file(config: Mapping[str, Value]) -> WantedFile:
@@ -149,7 +167,7 @@ def own_network_file(config: Mapping[str, Value]) -> WantedFile | None:
         ("weights", "a file in DATA_ROOT/tokenizers, as NAME@SHA256"),
         ("teacher", "how the network was trained, in words, which every board shows"),
     ):
-        if not config.get(name):
+        if not str(config.get(name, "")).strip():
             raise HarnessError(f"model {model}: {name} must be set too: {meaning}")
     return wanted_file(str(config["weights"]), None)
 

@@ -117,7 +117,8 @@ def _tokenised(protocol: Protocol, options: Namespace) -> list[tuple[Cell, Recor
             redo = {"stale": " --redo-stale", "failed": " --redo-failed"}.get(one.state, "")
             raise HarnessError(
                 f"the tokens of {name} under {options.work_dir} are {one.state}{why}; make them with python "
-                f"run_benchmark.py tokenize --protocol {options.protocol} --tokenizers {name}{redo}, or name "
+                f"run_benchmark.py tokenize --protocol {options.protocol} --tokenizers {name} --work-dir "
+                f"{options.work_dir}{redo}, or name "
                 "other --tokenizers"
             )
         found.append((one.cell, one.record))

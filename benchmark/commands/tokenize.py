@@ -21,7 +21,7 @@ from benchmark.layout import check_work_dir
 from benchmark.plan import Cell, mark_modified
 from benchmark.preflight import check_inputs, check_parts, world_size
 from benchmark.runtime import Runtime, detect_runtime
-from benchmark.survey import present_sources, survey
+from benchmark.survey import CellState, present_sources, survey
 from leaderboard.record import Record
 from protocols import load_protocol
 from protocols.errors import HarnessError
@@ -103,9 +103,13 @@ def run(options: Namespace) -> int:
     states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
     check_inputs(states, protocol)
     check_parts(protocol)
-    stale = {one.cell.id for one in states if one.state == "stale"}
+    stale = {one.cell.id for one in states if one.state == "stale"} if options.redo_stale else set()
+    broken = {} if options.fit else _broken(states, options.work_dir)
+    for reason in broken.values():
+        print(f"made again: {reason}", file=sys.stderr)
+    redo = stale | set(broken)
     if processes == 1 and not options.fit:
-        return _encode(options, protocol, plan, runtime, stale, peers=None)
+        return _encode(options, protocol, plan, runtime, redo, peers=None)
 
     from benchmark.peers import hosting, launched, leave_together
 
@@ -117,11 +121,27 @@ def run(options: Namespace) -> int:
         elif peers.rank:
             code = _assist(options, protocol, plan, runtime, peers)
         else:
-            code = _encode(options, protocol, plan, runtime, stale, peers=peers)
+            code = _encode(options, protocol, plan, runtime, redo, peers=peers)
             peers.end()
         if code in (DONE, FAILED):  # after a signal the others are ended by it too
             leave_together(peers)
     return code
+
+
+def _broken(states: Sequence[CellState], work_dir: Path) -> dict[str, str]:
+    """Done cells whose store is missing or not as it was written, each with what is wrong."""
+    from tokenizers.store import MANIFEST_NAME, open_store
+
+    found = {}
+    for one in states:
+        if one.record is None or one.record.status != "done":
+            continue
+        for path in (path for path in one.record.artefacts if path.endswith(f"/{MANIFEST_NAME}")):
+            try:
+                open_store((work_dir / path).parent)
+            except HarnessError as error:
+                found[one.cell.id] = str(error)
+    return found
 
 
 class _Announcing:
@@ -144,10 +164,11 @@ def _encode(
     protocol: Protocol,
     plan: Sequence[Cell],
     runtime: Runtime,
-    stale: set[str],
+    redo: set[str],
     *,
     peers: Peers | None,
 ) -> int:
+    known = {one.cell.id for one in survey(plan, protocol, options.work_dir) if one.state == "failed"}
     try:
         with choose_phase_display(
             quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name
@@ -159,13 +180,14 @@ def _encode(
                 options.work_dir,
                 display=_Announcing(display, peers),
                 redo_failed=options.redo_failed,
-                redo_stale=options.redo_stale,
-                stale=stale,
+                redo_stale=bool(redo),
+                stale=redo,
                 data_root=options.data_root,
             )
     except Stopped as stopped:
         print(
-            f"\nstopped by {stopped}; shards that were encoded are kept. The same command goes on from here.",
+            f"\nstopped by {stopped}; a codebook that was fitted and shards that were encoded are kept. The "
+            "same command goes on from here.",
             file=sys.stderr,
         )
         return stopped.exit_code
@@ -174,13 +196,16 @@ def _encode(
             print(card_text(record, width=width()) + "\n")
     failed = [record for record in records if record.status != "done"]
     for record in failed:
-        print(f"{record.cell_id} {record.status}: {record.error}", file=sys.stderr)
+        is_old = record.cell_id in known and not options.redo_failed
+        earlier = ", earlier and not tried again" if is_old else ""
+        print(f"{record.cell_id} {record.status}{earlier}: {record.error}", file=sys.stderr)
     if failed:
         print(
             f"{len(failed)} of {len(records)} stores were not made; --redo-failed tries them again",
             file=sys.stderr,
         )
-    if any(cell.id in stale for cell in plan) and not options.redo_stale:
+    left = survey(plan, protocol, options.work_dir, data_root=options.data_root)
+    if any(one.state == "stale" for one in left):
         print("some stores are stale (status says why); --redo-stale makes them again", file=sys.stderr)
     return FAILED if failed else DONE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -55,6 +56,8 @@ def run(options: Namespace) -> int:
     worst = MATCHES
     for folder in folders:
         try:
+            if not folder.is_dir():
+                raise HarnessError(f"{folder}: no such folder; give folders of token stores")
             worst = max(worst, _verify(folder, options))
         except HarnessError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -69,7 +72,7 @@ def _verify(folder: Path, options: Namespace) -> int:
     store = open_store(folder, verify=True)
     made_by = store.manifest.tokenizer
     images = f"{count(len(store), 'image')} of {store.manifest.data_name}"
-    print(f"{folder}\n  {made_by.name}, {images}: all digests agree")
+    _say(f"{folder}\n  {made_by.name}, {images}: all digests agree")
     if not options.sample:
         return MATCHES
     runtime = detect_runtime(device=options.device)
@@ -83,14 +86,25 @@ def _verify(folder: Path, options: Namespace) -> int:
             print(f"\r  {compared} of {len(rows)} images", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+    found.sort(key=lambda one: one.row)
     for one in found[:MOST_SHOWN]:
-        why = f": {one.reason}" if one.reason else ""
-        print(f"  {one.image_id}: {one.differing} of {one.patches} tokens differ{why}")
+        _say(f"  {one.reason or f'{one.image_id}: {one.differing} of {one.patches} tokens differ'}")
     if len(found) > MOST_SHOWN:
-        print(f"  and {len(found) - MOST_SHOWN} more images")
+        _say(f"  and {len(found) - MOST_SHOWN} more images")
+    unread = sum(bool(one.reason) for one in found)
     tokens = sum(one.differing for one in found)
-    print(
-        f"  encoded again: {count(len(rows), 'image')} (seed {options.seed}); "
-        + (f"{count(len(found), 'image')} differ, in {tokens} tokens" if found else "no token differs")
+    verdict = (
+        f"{count(len(found) - unread, 'image')} differ, in {tokens} tokens" if tokens else "no token differs"
     )
+    verdict += f"; {count(unread, 'image')} could not be read" if unread else ""
+    again = len(rows) - unread
+    _say(f"  encoded again: {count(again, 'image')} (seed {options.seed}); {verdict}")
     return DIFFERS if found else MATCHES
+
+
+def _say(text: str) -> None:
+    """Print; if the reader of a pipe has seen enough, the verdict must still become the exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

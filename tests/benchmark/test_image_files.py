@@ -166,3 +166,11 @@ def test_images_are_found_by_id_and_nothing_outside_the_folder_is_read(root: Pat
     for bad in ("test/9999999", "test/-1", "val/0000001", "x"):
         with pytest.raises(HarnessError, match="has no image"):
             open_images("fashion-mnist-12k", [bad])
+
+
+def test_images_of_more_than_8_bits_are_refused_and_not_clipped(root: Path) -> None:
+    images = opened(root)
+    path = root / "imagenet-1k" / images.image_ids[20]
+    Image.fromarray(np.full((40, 50), 30000, dtype=np.uint16)).save(path, "PNG")
+    with pytest.raises(DamagedImage, match=r"mode I;16: only images of 8 bits a channel are read"):
+        images.image(20)

@@ -21,7 +21,7 @@ from tokenizers import build_tokenizer
 from tokenizers.kmeans import KMeansTokenizer
 from tokenizers.store import open_store
 
-SAMPLED = 100  # of 48 images with 4 patches each: two from most of them, three from some
+SAMPLED = 100  # of 48 images with 16 patches each: two from most of them, three from some
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 def k_clip(root: Path) -> str:
     """The YAML of a small k-clip whose weights lie under the data root."""
     weights = write_clip(root / "data" / "tokenizers")
-    values = {**SMALL_CLIP, "weights": weights, "sampled_features": SAMPLED, "seed": 7}
+    values = {**SMALL_CLIP, "weights": weights, "image_size": 128, "sampled_features": SAMPLED, "seed": 7}
     return "  k-clip:\n" + "".join(
         f"    {name}: {{value: {value}, source: test}}\n" for name, value in values.items()
     )
@@ -60,9 +60,9 @@ def test_the_codebook_is_that_of_the_stated_sample(root: Path, k_clip: str) -> N
     plain.load_published(root / "data" / "tokenizers")
     rows = []
     for position in range(COUNT):
-        features = plain.extract(plain.transform(images.image(position))[None])[0]  # (4, D)
+        features = plain.extract(plain.transform(images.image(position))[None])[0]  # (16, D)
         count = (position + 1) * SAMPLED // COUNT - position * SAMPLED // COUNT
-        words = np.random.Philox(key=np.array([7, position], dtype=np.uint64)).random_raw(4)
+        words = np.random.Philox(key=np.array([7, position], dtype=np.uint64)).random_raw(16)
         rows.append(features[np.sort(np.argsort(words)[:count])])
     plain.fit_features(torch.cat(rows).numpy().astype(np.float16))
     assert plain.digest == store.manifest.tokenizer.digest
@@ -71,7 +71,10 @@ def test_the_codebook_is_that_of_the_stated_sample(root: Path, k_clip: str) -> N
     )
     assert np.array_equal(store.tokens(range(COUNT)), encoded.numpy())
     assert len(np.unique(encoded)) > 4
-    assert store.manifest.tokenizer.teacher == "CLIP (image-text pairs)"
+    name, sha256 = str(dict(context.cell.hyperparameters)["weights"]).split("@")
+    assert store.manifest.tokenizer.teacher == (
+        f"not known: weights {name}@{sha256[:12]} (published: CLIP (image-text pairs))"
+    )
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -180,7 +180,9 @@ def test_damaged_files_are_all_named_at_the_end_and_no_store_is_made(root: Path,
         tokenise.run(context)
     assert all(name in str(caught.value) for name in names)
     listing = context.folder / "damaged.txt"
-    assert listing.read_text().splitlines() == sorted(names)
+    lines = [line.split("\t") for line in listing.read_text().splitlines()]
+    assert [name for name, _ in lines] == sorted(names)
+    assert all(reason for _, reason in lines)
     assert str(listing) in str(caught.value)
     assert not (root / "runs" / "tokens").exists()
     for path, content in before.items():
@@ -365,3 +367,10 @@ def test_markers_of_other_work_do_not_count(root: Path, tmp_path: Path) -> None:
     old.mark_done(1)
     new.mark_done(2)
     assert new.open_shards() == [0, 1]
+
+
+def test_a_grid_that_fits_no_trunk_is_refused_before_an_image_is_read(root: Path) -> None:
+    finer = K_PIXEL.replace("patch_size: {value: 7", "patch_size: {value: 4")
+    damage(root, 0)
+    with pytest.raises(HarnessError, match=r"gives 49 tokens an image, and no trunk .*\(vit-tiny-test: 16\)"):
+        tokenise.run(context_of(root, tokenizers=finer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -155,8 +156,9 @@ def test_verify_names_the_images_whose_tokens_differ(
     printed = capsys.readouterr().out
     names = [str(path.relative_to(root / "data" / "imagenet-1k")) for path in (first, second)]
     assert f"{names[0]}: " in printed
-    assert f"{names[1]}: 16 of 16 tokens differ: {names[1]} cannot be read as an image" in printed
-    assert "2 images differ, in " in printed
+    assert f"  {names[1]} cannot be read as an image" in printed
+    assert f"encoded again: {COUNT - 1} images (seed 0); 1 image differ, in " in printed
+    assert "; 1 image could not be read" in printed
 
 
 def test_verify_ends_with_code_2_where_bytes_or_the_tokenizer_were_altered(
@@ -179,6 +181,8 @@ def test_verify_ends_with_code_2_where_bytes_or_the_tokenizer_were_altered(
         assert "tokenizer.safetensors: no such file" in capsys.readouterr().err
     finally:
         weights.write_bytes(kept)
+    assert main(["verify", str(store / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
     assert main(["verify", str(store.parent)]) == 2
     assert "is not a finished token store" in capsys.readouterr().err
     assert np.all(open_store(store).tokens([0]) < 16)
@@ -189,6 +193,7 @@ def test_verify_ends_with_code_2_where_bytes_or_the_tokenizer_were_altered(
     [
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK 2 is not below its WORLD_SIZE 2"),
         ({"WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE is set without MASTER_ADDR"),
+        ({"WORLD_SIZE": "2"}, "or unset WORLD_SIZE"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
     ],
 )
@@ -214,8 +219,24 @@ def test_reading_processes_of_a_cell_change_nothing(root: Path, store: Path) -> 
 def test_every_store_is_looked_at_and_the_worst_code_counts(
     root: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["verify", str(root / "none"), str(store), "--data-root", str(root / "data"), "--sample", "4"]
+    arguments = ["verify", str(root / "data"), str(store), "--data-root", str(root / "data"), "--sample", "4"]
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert "is not a finished token store" in shown.err
     assert "no token differs" in shown.out
+
+
+@pytest.mark.parametrize("harm", ["deleted", "altered"])
+def test_a_store_that_is_gone_or_altered_is_made_again(
+    root: Path, store: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stored(root)
+    tokens = store / "tokens.npy"
+    if harm == "deleted":
+        shutil.rmtree(store)
+    else:
+        content = tokens.read_bytes()
+        tokens.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(tokenize(root, "runs", "--quiet")) == 0
+    assert "made again: " in capsys.readouterr().err
+    assert stored(root) == before

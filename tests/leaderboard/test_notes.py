@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from typing import Any
 
 import pytest
@@ -96,3 +97,30 @@ def test_the_bound_claims_no_more_than_it_measures(two_seeds: Any) -> None:
         "Above 0 it says only that the frozen features of the pre-trained trunk classify these test images "
         "better than those of the random trunk of the same seed."
     ) in notes
+
+
+def _teach(campaign: Any, teacher: str) -> None:
+    for path in campaign.cells.glob("*/record.json"):
+        record = json.loads(path.read_text())
+        if record["tokenizer"]:
+            record["tokenizer"]["teacher"] = teacher
+            path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("teacher", ["none", "none (pixels)"])
+def test_without_a_teacher_there_is_no_note(one_seed: Any, teacher: str) -> None:
+    _teach(one_seed, teacher)
+    assert "has a teacher" not in _notes(one_seed)
+
+
+@pytest.mark.parametrize("teacher", ["none other than ImageNet-1k labels", "nonesuch", "None of them (x)"])
+def test_a_teacher_that_merely_begins_with_none_is_noted(one_seed: Any, teacher: str) -> None:
+    _teach(one_seed, teacher)
+    assert f"k-pixel has a teacher, {teacher}: rows on it learn from" in _notes(one_seed)
+
+
+def test_a_teachers_text_is_escaped_on_the_page(one_seed: Any) -> None:
+    _teach(one_seed, "<b>&")
+    page = write_report(one_seed.work_dir, one_seed.protocol).paths["index.html"].read_text()
+    assert "k-pixel has a teacher, &lt;b&gt;&amp;: rows" in page
+    assert "<b>" not in page

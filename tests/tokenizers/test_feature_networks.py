@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from tokenizers.kfeature import FeatureKMeans
 TEACHER = "DINO (images without labels)"
 SMALL = {"codebook_size": 8, "iterations": 3, "max_points_per_centroid": 40}
 NONE_PINNED = f"a@{'0' * 64}"
+DIFFERING = "timm/vit_small_patch16_224"
 NETWORKS = [
     ("timm/test_vit", 160), ("timm/test_vit", 32), ("timm/test_resnet", 64), ("timm/test_convnext", 64),
     (f"open_clip/{SMALL_VIT}", 32), (f"open_clip/{SMALL_RESNET}", 64),
@@ -111,6 +113,7 @@ def test_the_tokenizer_works_end_to_end(model: str, image_size: int, tmp_path: P
 
 def test_the_teacher_is_what_the_user_says() -> None:
     assert build("timm/test_vit", 160).teacher == TEACHER
+    assert build("timm/test_vit", 160, teacher=f" {TEACHER}\n").teacher == TEACHER
     assert build_tokenizer("k-feature").teacher == tokenizer_spec("k-feature").teacher
     assert "supervised" in tokenizer_spec("k-feature").teacher
 
@@ -145,6 +148,8 @@ def test_defaults_are_what_they_were() -> None:
         ({"teacher": "x", "stride": 8}, r"so teacher and stride cannot be set"),
         ({"model": "timm/test_vit"}, "weights must be set too"),
         ({"model": "timm/test_vit", "weights": NONE_PINNED}, "teacher must be set too: how the network"),
+        ({"model": "timm/test_vit", "weights": NONE_PINNED, "teacher": " \n"}, "teacher must be set too"),
+        ({"model": "timm/test_vit", "weights": " ", "teacher": "x"}, "weights must be set too"),
         ({"model": "timm/test_vit", "weights": "../a", "teacher": "x"}, "neither a file's name"),
     ],
 )
@@ -160,6 +165,9 @@ def test_what_belongs_together_is_asked_for(config: dict[str, Any], message: str
     ("model", "image_size", "config", "message"),
     [
         ("timm/test_vitt", 160, {}, "unknown timm network 'test_vitt'; did you mean 'test_vit'"),
+        ("timm/test_vit.bogus", 160, {}, "unknown pretrained tag of timm network test_vit 'bogus'.*r160"),
+        (DIFFERING, 224, {}, rf"differ in mean or standard.*: give {DIFFERING}\.TAG with one of .*dino"),
+        (f"{DIFFERING}.", 224, {}, "differ in mean or standard deviation"),
         ("hub/x", 160, {}, "known are timm/NAME, open_clip/NAME"),
         ("open_clip/x", 160, {}, "unknown open_clip network 'x'"),
         ("open_clip/RN50/nobody", 224, {}, "unknown pretrained tag of open_clip network RN50 'nobody'"),
@@ -177,6 +185,23 @@ def test_networks_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(HarnessError, match=message):
         build(model, image_size, **config)
+
+
+@pytest.mark.parametrize(("tag", "mean"), [("dino", 0.485), ("augreg_in1k", 0.5)])
+def test_the_statistics_are_those_of_the_named_weights(tag: str, mean: float) -> None:
+    extractor = build(f"{DIFFERING}.{tag}", 224).extractor
+    assert extractor._mean.flatten()[0].item() == pytest.approx(mean)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["hf-hub:x/y", "local-dir:x"])
+def test_no_other_place_is_asked_for_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(open_clip, "get_model_config", asked.append)
+    with pytest.raises(HarnessError, match=f"unknown open_clip network '{name.split('/')[0]}'"):
+        build(f"open_clip/{name}", 224)
+    with pytest.raises(HarnessError, match=f"unknown open_clip network '{name.split('/')[0]}'"):
+        build_tokenizer("k-clip", model=name, weights=NONE_PINNED)
+    assert not asked
 
 
 def test_the_activation_is_that_of_the_named_weights() -> None:

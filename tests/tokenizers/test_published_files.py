@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -239,6 +240,38 @@ def test_damaged_and_unsuitable_files_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.safetensors")
 
 
+def test_archives_that_would_swell_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save compresses nothing, so an archive takes no more memory than its size."""
+    plain, path = tmp_path / "plain.pth", tmp_path / "weights.pth"
+    torch.save({"model": {"w": torch.zeros(2**20)}}, plain)
+    with zipfile.ZipFile(plain) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    for packed in ({"plain/data.pkl"}, {"plain/data/0"}, set()):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content, zipfile.ZIP_DEFLATED if name in packed else None)
+        if packed:
+            with pytest.raises(HarnessError, match=rf"cannot be read as weights \({packed.pop()} is compr"):
+                read(path)
+        else:
+            assert torch.equal(read(path)["w"], torch.zeros(2**20))
+
+    # One member's bytes under many names.
+    with zipfile.ZipFile(path, "a") as archive:
+        (large,) = [info for info in archive.infolist() if info.filename.endswith("data/0")]
+        archive.filelist.extend([large] * 3)
+        archive.writestr("plain/x", b"")
+    with pytest.raises(HarnessError, match="its members are larger than the file"):
+        read(path)
+
+    def without_memory(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", without_memory)
+    with pytest.raises(HarnessError, match=r"plain\.pth: cannot be read as weights \(MemoryError\)"):
+        read(plain)
+
+
 # Which bytes are trusted -------------------------------------------------------------------------------
 
 
@@ -276,7 +309,7 @@ def test_the_configuration_can_name_the_bytes(folder: Path, name: str) -> None:
     tokenizer.load_published(folder)
     assert tokenizer.is_fitted
     other = build(name, weights=f"{published.weights}@{'0' * 64}")
-    with pytest.raises(HarnessError, match=f"is {digest}, but that of these weights begins 0000"):
+    with pytest.raises(HarnessError, match=f"is {digest}, but that of these weights is 0000"):
         other.load_published(folder)
 
 
@@ -287,6 +320,9 @@ def test_a_file_that_begins_as_published_is_taken(folder: Path) -> None:
     assert read_published(path, sha256=digest).keys() == DALLE_WEIGHTS.keys()
     with pytest.raises(HarnessError, match="begins"):
         read_published(path, sha256=digest[1:9])
+    other = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    with pytest.raises(HarnessError, match=f"that of these weights is {other}"):
+        read_published(path, sha256=other)
 
 
 def test_the_file_is_found_by_its_name_alone(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ import tokenizers
 from protocols.errors import HarnessError
 from tokenizers import build_tokenizer, list_tokenizers, tokenizer_spec
 from tokenizers.base import Tokenizer
+from tokenizers.weights_files import OPENAI_RESNETS
 
 REPOSITORY = Path(tokenizers.__file__).resolve().parent.parent
 
@@ -64,3 +66,33 @@ def test_source_digest_follows_the_files_bytes(tmp_path: Path, monkeypatch: pyte
     with (tmp_path / "tokenizers/kmeans.py").open("a") as stream:
         stream.write("#")
     assert spec.source_digest() != original
+
+
+OTHER = "0123456789ab" + "c" * 52
+VQKD_FILE = "vqkd_encoder_base_decoder_3x768x12_clip"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "stated"),
+    [
+        ("k-clip", {"model": "RN50"}, None),
+        ("k-clip", {"model": "RN50", "weights": f"openai@{OPENAI_RESNETS['RN50'].upper()}"}, None),
+        ("k-clip", {"model": "RN50", "weights": f"openai@{OTHER}"}, "openai@0123456789ab"),
+        ("k-clip", {"model": "RN50", "weights": f"openai@{OPENAI_RESNETS['RN101']}"}, "openai@8fa8567bab74"),
+        ("k-clip", {"model": "RN50", "weights": f"mine@{OTHER.upper()}"}, "mine@0123456789ab"),
+        ("k-clip", {"model": "RN50", "weights": "mine"}, "mine"),
+        ("vq-kd", {}, None),
+        ("vq-kd", {"weights": f"{VQKD_FILE}@d5036aa7{OTHER[8:]}"}, None),
+        ("vq-kd", {"weights": f"{VQKD_FILE}@{OTHER}"}, f"{VQKD_FILE}@0123456789ab"),
+        ("vq-kd", {"weights": f"mine@{OTHER}"}, "mine@0123456789ab"),
+        ("dall-e", {}, None),
+        ("dall-e", {"weights": f"dall-e-encoder@{OTHER}"}, None),
+        ("dall-e", {"weights": f"mine@{OTHER}"}, "mine@0123456789ab"),
+    ],
+)
+def test_another_file_than_the_published_one_has_no_known_teacher(
+    name: str, config: dict[str, Any], stated: str | None
+) -> None:
+    published = tokenizer_spec(name).teacher
+    expected = published if stated is None else f"not known: weights {stated} (published: {published})"
+    assert build_tokenizer(name, **config).teacher == expected

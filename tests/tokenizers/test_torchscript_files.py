@@ -22,7 +22,7 @@ from tests.tokenizers.small_networks import (
     golden_clip,
     register_small_networks,
 )
-from tokenizers import build_tokenizer
+from tokenizers import build_tokenizer, torchscript
 from tokenizers.published import read_published
 from tokenizers.torchscript import ScriptModule
 
@@ -191,19 +191,29 @@ def test_damaged_archives_are_refused(published: Path, tmp_path: Path) -> None:
             read(path)
 
 
-def _storage(*pid: Any) -> bytes:
-    """A tree that is a module with one tensor, of the bytes that `pid` names."""
+def _storage(*pid: Any, view: tuple[Any, ...] = (0, (4,), (1,)), then: bytes = b"") -> bytes:
+    """A tree that is a module with one tensor: `view` of the bytes that `pid` names. `then` alters it."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, given: Any) -> Any:
             return given[1:] if isinstance(given, tuple) and given[:1] == ("bytes",) else None
 
     stream = io.BytesIO()
-    Pickler(stream, protocol=2).dump({"w": ("bytes", *pid)})
-    opened = stream.getvalue()
+    Pickler(stream, protocol=2).dump((("bytes", *pid), *view))
+    opened = stream.getvalue().replace(b"ctorch.storage\n", b"ctorch\n")
     assert any(code.name == "BINPERSID" for code, *_ in pickletools.genops(opened))
-    # c__torch__ M () NEWOBJ, its state, BUILD
-    return b"\x80\x02c__torch__\nM\n)\x81" + opened[2:-1] + b"b."
+    # c__torch__ M () NEWOBJ, its state {"w": REDUCE of the view, `then`}, BUILD
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + opened[2:-1] + b"R" + then
+    return b"\x80\x02c__torch__\nM\n)\x81}U\x01w" + tensor + b"sb."
+
+
+def _archive(path: Path, tree: bytes, content: bytes = bytes(16), compressed: str = "") -> Path:
+    members = {"data.pkl": tree, "constants.pkl": b"\x80\x02).", "data/0": content, "code/M.py": b"0" * 999}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, one in members.items():
+            method = zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED
+            archive.writestr(f"a/{name}", one, method)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -218,32 +228,96 @@ def _storage(*pid: Any) -> bytes:
     ],
 )
 def test_bytes_that_do_not_fit_are_refused(tmp_path: Path, pid: tuple[Any, ...]) -> None:
-    tree = _storage(*pid).replace(b"ctorch.storage\n", b"ctorch\n")
-    path = tmp_path / "a.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {"data.pkl": tree, "constants.pkl": b"\x80\x02).", "data/0": bytes(16)}.items():
-            archive.writestr(f"a/{name}", content)
+    path = _archive(tmp_path / "a.pt", _storage(*pid))
     with pytest.raises(HarnessError, match=r"a\.pt: cannot be read as weights"):
         read(path)
 
 
+FLOATS = ("storage", torch.FloatStorage, "0", "cuda:0", 4)
+
+
 def test_bytes_that_fit_are_read(tmp_path: Path) -> None:
-    """So that the refusals above are not the fault of the archive made here."""
-    path = tmp_path / "a.pt"
-    tree = _storage("storage", torch.FloatStorage, "0", "cuda:0", 4)
-    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        with zipfile.ZipFile(path, "w", compression) as archive:
-            for name, content in {
-                "data.pkl": tree,
-                "constants.pkl": b"\x80\x02).",
-                "data/0": bytes(16),
-            }.items():
-                archive.writestr(f"a/{name}", content)
-        if compression == zipfile.ZIP_STORED:
-            assert torch.equal(read(path)["w"], torch.zeros(4))
-        else:  # torch never compresses; an unpacked size is only what the archive says of itself
-            with pytest.raises(HarnessError, match="cannot be read as weights"):
-                read(path)
+    """So that the refusals around this are not the fault of the archive made here."""
+    stored = torch.arange(4.0)
+    for view, expected in (
+        ((0, (4,), (1,)), stored),
+        ((1, (3,), (1,)), stored[1:]),
+        ((0, (2, 2), (1, 2)), stored.reshape(2, 2).t()),
+        ((3, (), ()), stored[3]),
+        ((4, (0, 9), (9, 1)), torch.empty(0, 9)),
+    ):
+        path = _archive(tmp_path / "a.pt", _storage(*FLOATS, view=view), stored.numpy().tobytes())
+        assert torch.equal(read(path)["w"], expected)
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "constants.pkl", "code/M.py"])
+def test_only_the_program_may_be_compressed(published: Path, tmp_path: Path, member: str) -> None:
+    """An unpacked size is only what the archive says of itself; torch compresses no other member."""
+    with zipfile.ZipFile(published) as archive:
+        packed = {info.filename.split("/")[1] for info in archive.infolist() if info.compress_type}
+    assert packed == {"code"}
+    path = _archive(tmp_path / "a.pt", _storage(*FLOATS), compressed=member)
+    if member.startswith("code/"):
+        assert torch.equal(read(path)["w"], torch.zeros(4))
+    else:
+        with pytest.raises(HarnessError, match=rf"cannot be read as weights \(a/{member} is compressed"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        (0, (5,), (1,)), (1, (4,), (1,)), (0, (2, 2), (3, 1)), (5, (0,), (1,)), (0, (3,), (2**63 - 1,)),
+        (2**70, (1,), (1,)), (3, (4,), (-1,)), (-1, (4,), (1,)), (0, (-4,), (1,)), (0, (4,), (1, 1)),
+        (0, (True,), (1,)), (0, (4.0,), (1,)), (0.0, (4,), (1,)), (0, [4], [1]), (0, 4, 1), (0,),
+    ],
+)  # fmt: skip
+def test_views_beyond_the_bytes_are_refused(tmp_path: Path, view: tuple[Any, ...]) -> None:
+    path = _archive(tmp_path / "a.pt", _storage(*FLOATS, view=view))
+    with pytest.raises(HarnessError, match=r"a\.pt: cannot be read as weights"):
+        read(path)
+
+
+def _state(*content: Any) -> bytes:
+    """BUILD with this state."""
+    return pickle.dumps(content, protocol=2)[2:-1] + b"b"
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        # Tensor.__setstate__: (bytes, offset, size, strides) would grow empty bytes to whatever memory holds.
+        b"((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x00tQK\x00K@\x85K\x01\x85tb",
+        _state(0, (64,), (1,)),
+        _state({"size": (64,)}, {}),
+        _state(None, {"size": (64,)}),
+        b"}U\x04sizeK@\x85sb",
+        b"}b",
+        b"K@a",  # APPEND
+        b"K\x02K@\x85s",  # SETITEM
+    ],
+)
+def test_a_tensor_cannot_be_altered_by_its_pickle(tmp_path: Path, then: bytes) -> None:
+    pid = ("storage", torch.FloatStorage, "0", "cpu", 0)
+    tree = {text: _storage(*pid, view=(0, (0,), (1,)), then=text) for text in (b"", then)}
+    assert read(_archive(tmp_path / "a.pt", tree[b""], b""))["w"].shape == (0,)
+    with pytest.raises(HarnessError, match=r"a\.pt: cannot be read as weights"):
+        read(_archive(tmp_path / "a.pt", tree[then], b""))
+
+
+@pytest.mark.parametrize(
+    "name", ["torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch.jit._pickle build_intlist"]
+)
+def test_what_a_pickle_names_cannot_be_altered(tmp_path: Path, name: str) -> None:
+    module, attribute = name.split()
+    named = f"c{module}\n{attribute}\n".encode()
+    whole = b"\x80\x02c__torch__\nM\n)\x81}U\x01f" + named + b"%bsb."
+    assert read(_archive(tmp_path / "a.pt", whole % b"")) == {}
+    for state in ({"seen": 1}, {"function": 1}, {"dtype": 1}):
+        for then in (pickle.dumps(state, protocol=2)[2:-1] + b"b", _state(None, state)):
+            with pytest.raises(HarnessError, match=r"a\.pt: cannot be read as weights"):
+                read(_archive(tmp_path / "a.pt", whole % then))
+    assert not any(hasattr(function, "seen") for function in torchscript._FUNCTIONS.values())
 
 
 def test_trees_that_are_no_modules_are_refused(published: Path, tmp_path: Path) -> None:
