@@ -356,14 +356,13 @@ class _Shell(Runner):
 
     def loader(self, start: int) -> DataLoader[list[Batch]]:
         """Micro-batches of the steps from `start` to the end, whole steps at a time."""
-        data = self.training.data
-        workers = self.runtime.workers
+        data, workers = self.training.data, self.runtime.workers
         return DataLoader(
             data,
             batch_size=None,
             sampler=range(start, data.steps.total),
             num_workers=workers,
-            multiprocessing_context="fork" if workers else None,  # a cell's own start method is another
+            multiprocessing_context="fork" if workers else None,  # not the cell's own start method
             pin_memory=self.runtime.device == "cuda",
             prefetch_factor=4 if workers else None,
             timeout=600 if workers else 0,

@@ -218,8 +218,7 @@ def _everything(protocol: Protocol, selection: Selection) -> list[ViewCells]:
     elif selection.narrowed & {"methods", "trunks"}:
         idle = " and ".join(f"--{kind}" for kind in sorted(selection.narrowed & {"methods", "trunks"}))
         raise HarnessError(
-            f"{idle}: the evaluations {', '.join(of_tokens)} take tokens alone and have neither; leave it "
-            "out, or name other --evaluations"
+            f"{idle}: {', '.join(of_tokens)} take tokens alone; leave it out, or name other --evaluations"
         )
     if of_tokens and ("evaluations" in selection.narrowed or not selection.narrowed & {"methods", "trunks"}):
         taken.append(ViewCells(tokenizers=selection.tokenizers, evaluations=of_tokens))

@@ -108,14 +108,13 @@ def tokenizer_grid(frame: pd.DataFrame) -> Grid:
     frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *CARD_METRICS])))
     makers: list[_Maker] = [
         ("tokenizer", False, lambda row: _marked(_store_name(row), row["standing"])),
+        # Before the figures, so that a narrow page never hides it.
+        ("teacher", False, _maker("teacher", text)),
         ("codebook", True, _maker("codebook_size", integer)),
     ]
     shows = {"batch_agreement_percent": almost}
     makers += [(_card_name(name), True, _maker(name, shows.get(name, compact))) for name in cards]
-    makers += [
-        ("wall time", True, _maker("wall_seconds", duration)),
-        ("teacher", False, _maker("teacher", text)),
-    ]
+    makers.append(("wall time", True, _maker("wall_seconds", duration)))
     return _grid(frame, makers)
 
 

@@ -226,7 +226,7 @@ class TestCommand:
         assert gallery(tmp_path / "none") == 2
         said = capsys.readouterr().err
         assert "the tokens of k-pixel under" in said
-        assert f"run_benchmark.py tokenize --protocol {TINY} --tokenizers k-pixel, or" in said
+        assert f"run_benchmark.py tokenize --protocol {TINY} --tokenizers k-pixel --work-dir " in said
 
     def test_a_store_that_was_altered_is_refused(
         self, work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

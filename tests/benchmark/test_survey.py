@@ -272,11 +272,20 @@ def test_blocked_by_a_parent_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch
 def test_data_folders_are_looked_for_under_the_root(tmp_path: Path) -> None:
     protocol = load_protocol("fair300")
     plan = make_plan(protocol, select(protocol, methods=["scratch"]))
-    (tmp_path / "imagenet-1k").mkdir()
+    (tmp_path / "imagenet-1k" / "train").mkdir(parents=True)
     (found,) = {one.missing for one in survey(plan, protocol, Path("nowhere"), data_root=tmp_path)}
     assert [one.what for one in found] == [
-        "data set imagenet-1k: found, but this version of the harness reads embedded images only"
+        "data set imagenet-1k: found, but this version of the harness reads it for nothing but tokens"
     ]
+    tokens = [cell for cell in make_plan(protocol, select(protocol)) if cell.stage == "tokenise"]
+
+    def missing() -> set[str]:
+        states = survey(tokens, protocol, Path("nowhere"), data_root=tmp_path)
+        return {one.what for state in states for one in state.missing if one.what.startswith("data set")}
+
+    assert missing() == {f"data set imagenet-1k: no class folders in {tmp_path / 'imagenet-1k' / 'train'}"}
+    (tmp_path / "imagenet-1k" / "train" / "n01440764").mkdir()
+    assert missing() == set()
 
 
 def test_surveying_changes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

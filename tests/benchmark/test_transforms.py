@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-from benchmark import data, transforms
+from benchmark import transforms
 from benchmark.data import open_part
+from benchmark.image_part import square_pixels
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Part
@@ -21,9 +22,9 @@ PIXELS = torch.randint(256, (4, 3, 12, 12), dtype=torch.uint8, generator=torch.G
 def test_square_pixels_crops_before_it_resizes() -> None:
     wide = np.zeros((8, 20, 3), np.uint8)
     wide[:, 6:14] = 200  # exactly the centred square: nothing of the black margin may bleed in
-    assert (data.square_pixels(Image.fromarray(wide), 4) == 200).all()
+    assert (square_pixels(Image.fromarray(wide), 4) == 200).all()
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    np.testing.assert_array_equal(data.square_pixels(grey, 8)[1], np.asarray(grey))
+    np.testing.assert_array_equal(square_pixels(grey, 8)[1], np.asarray(grey))
 
 
 def test_normalise() -> None:
