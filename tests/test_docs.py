@@ -100,3 +100,15 @@ def test_the_kept_board_names_machine_versions_and_date() -> None:
 def test_no_page_has_a_gap_to_be_filled() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         assert "@@" not in page.read_text(encoding="utf-8"), page
+
+
+def test_the_kept_board_of_tokens_was_made_under_the_protocol_as_it_is() -> None:
+    folder = ROOT / "docs" / "results" / "mini-tokens"
+    assert load_protocol("mini").digest in (folder / "index.html").read_text()
+    runs = pd.read_csv(folder / "runs.csv")
+    assert set(runs["standing"]) == {"board"}
+    assert sorted(runs["seed"].unique()) == [0, 1, 2]
+    assert runs["git_commit"].nunique() == 1
+    assert not runs["git_commit"].iloc[0].endswith("changes")
+    tokens = pd.read_csv(folder / "tokens.csv")
+    assert (tokens[["token-mlp_seeds", "token-vit_seeds"]] == 3).all(axis=None)
