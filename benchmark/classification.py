@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from benchmark.augment import centre_crop
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
 from benchmark.engine import TrainingResult
+from benchmark.image_files import DamagedImage
 from benchmark.image_part import ImagePart, square_pixels
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
@@ -29,6 +32,7 @@ from protocols.recipes import ImageEvaluation
 from protocols.schema import Data
 
 EVALUATION_BATCH = 250
+PIECE = 50  # images that come from a reading process at once, through shared memory: 30 MB at 224 x 224
 MOST_LIKELY = 5
 
 
@@ -90,21 +94,58 @@ def most_likely_classes(
     return torch.cat(ordered).numpy()
 
 
-def evaluation_batches(images: ImagePart, recipe: ImageEvaluation, data: Data) -> Iterator[Tensor]:
-    """All images, in order, each read when its batch is asked for: (B, 3, S, S), the last shorter.
+def evaluation_batches(
+    images: ImagePart, recipe: ImageEvaluation, data: Data, *, batch: int = EVALUATION_BATCH, workers: int = 0
+) -> Iterator[Tensor]:
+    """All images, in order, as (B, 3, S, S), the last shorter, read in `workers` further processes.
 
-    Nothing is random: the recipe's centre crop, or else the shared square.
+    Nothing is random: the recipe's centre crop, or else the shared square. With no further process a batch
+    is read when it is asked for. DamagedImage for the first that cannot be read.
     """
-    for start in range(0, len(images), EVALUATION_BATCH):
-        chosen = [
-            images.image(position) for position in range(start, min(start + EVALUATION_BATCH, len(images)))
-        ]
-        if recipe.evaluation_crop_fraction is None:
-            pixels = np.stack([square_pixels(image, data.image_size) for image in chosen])
-            yield normalise(torch.from_numpy(pixels), data.mean, data.std)
-        else:
-            crop = centre_crop(recipe, data)
-            yield torch.stack([crop(image.convert("RGB")) for image in chosen])
+    spans = [range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
+    pieces = [span[start : start + PIECE] for span in spans for start in range(0, len(span), PIECE)]
+    workers = min(workers, len(pieces))
+    loader = DataLoader(
+        _EvaluationImages(images, recipe, data, pieces),
+        batch_size=None,
+        num_workers=workers,
+        # As in training: not the cell's own start method, which would begin each with an interpreter.
+        multiprocessing_context="fork" if workers else None,
+        timeout=600 if workers else 0,
+        # A loader draws a seed even where nothing is random: not from the generator that others draw from.
+        generator=torch.Generator(),
+    )
+    reads = iter(loader)
+    for span in spans:
+        read = list(islice(reads, -(-len(span) // PIECE)))
+        damaged = [one for one in read if isinstance(one, DamagedImage)]
+        if damaged:
+            raise damaged[0]
+        whole = torch.cat(read)
+        is_square = recipe.evaluation_crop_fraction is None
+        yield normalise(whole, data.mean, data.std) if is_square else whole
+
+
+class _EvaluationImages(Dataset[Tensor | DamagedImage]):
+    """Item = the images of one piece: the squares, uint8, or the normalised crops; or what is damaged."""
+
+    def __init__(
+        self, images: ImagePart, recipe: ImageEvaluation, data: Data, pieces: Sequence[Sequence[int]]
+    ) -> None:
+        self.images, self.data, self.pieces = images, data, pieces
+        self.crop = centre_crop(recipe, data) if recipe.evaluation_crop_fraction is not None else None
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, index: int) -> Tensor | DamagedImage:
+        try:
+            chosen = [self.images.image(position) for position in self.pieces[index]]
+        except DamagedImage as error:
+            return error  # raised there, it would come back as another error, with this process's traceback
+        if self.crop is not None:
+            return torch.stack([self.crop(image.convert("RGB")) for image in chosen])
+        return torch.from_numpy(np.stack([square_pixels(image, self.data.image_size) for image in chosen]))
 
 
 def evaluation_result(

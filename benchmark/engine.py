@@ -32,6 +32,7 @@ from benchmark.batches import Batch, StepDataset
 from benchmark.checkpoint import load_newest, save_checkpoint
 from benchmark.interrupt import StopFlag
 from benchmark.layout import METRICS_NAME
+from benchmark.process_group import check_same_start, process_count, process_rank
 from benchmark.runtime import Runtime
 from methods.patterns import keyed_hash
 from protocols.errors import HarnessError, ProtocolViolation
@@ -87,16 +88,6 @@ class TrainingResult:
     loss_images: int
     seconds: float
     images_seen: int
-
-
-def process_rank() -> int:
-    """This process's number in its group, 0 where there is none."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def process_count() -> int:
-    """Processes that train together, 1 where there is no group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def train(training: Training, runtime: Runtime) -> TrainingResult:
@@ -296,6 +287,7 @@ class _Checkpoints(Hook):
             own = sums[runner.rank] if len(sums) == runner.world_size else sum(sums) / len(sums)
             loop.window_sum, loop.window_steps = torch.tensor(own), state["window_steps"]
             runner.logger.info("going on from step %d of %d", loop.step, loop.total)
+        check_same_start(runner.train_loop.step)
 
     def after_train_iter(
         self, runner: _Shell, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -364,7 +356,7 @@ class _Shell(Runner):
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,  # not the cell's own start method
             pin_memory=self.runtime.device == "cuda",
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=2 if workers else None,
             timeout=600 if workers else 0,
         )
 

@@ -1,38 +1,38 @@
-"""Runs a plan's cells side by side, each in a fresh process, parents before children.
+"""Runs a plan's cells side by side, each in fresh processes, parents before children.
 
-Processes are forked from a server that has imported torch once and started nothing: a cell starts in
-milliseconds instead of seconds, and memory, signals, random state and CUDA stay apart all the same.
+A cell of one process is forked from a server (forked_cell.py); torchrun starts the processes of a cell that
+has several (launched_cell.py).
 """
 
 from __future__ import annotations
 
 import fcntl
 import multiprocessing
-import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 from typing import Protocol as Interface
 
-from benchmark.job import Job, run_in_child
-from benchmark.layout import cell_folder
+from benchmark.forked_cell import start_forked
+from benchmark.job import Job
+from benchmark.launched_cell import LaunchedCell
+from benchmark.layout import LOG_NAME, cell_folder
 from benchmark.plan import Cell
 from benchmark.record_cell import write_cell_record
-from benchmark.runtime import Runtime
+from benchmark.runtime import Runtime, visible_gpus
 from benchmark.survey import present_sources
 from leaderboard.record import Compliance, Record, read_record, write_record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
-ROOT = Path(__file__).parent.parent
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 10.0
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -60,11 +60,20 @@ class Display(Interface):
         ...
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How cells that need several processes run: `of` gives a cell's runtime, `words` the words that follow
+    `run_benchmark.py` in each of its processes."""
+
+    of: Callable[[Cell], Runtime]
+    words: Callable[[Cell, Runtime], list[str]]
+
+
 @dataclass
 class _Running:
     cell: Cell
-    process: ForkServerProcess
-    slot: int
+    process: ForkServerProcess | LaunchedCell
+    slots: tuple[int, ...]
 
 
 def execute(
@@ -78,8 +87,11 @@ def execute(
     redo_stale: bool = False,
     stale: Collection[str] = (),
     data_root: Path | None = None,
+    placement: Placement | None = None,
 ) -> list[Record]:
     """Run what is not done yet; returns one record for every cell of the plan, in its order.
+
+    Without `placement` every cell takes one slot, and the runtime as it is.
 
     With `redo_stale` the cells whose ids are in `stale` run again, and so does every cell whose parent is
     made anew by this run; trainings begun with other code or parents begin again. Raises Stopped after
@@ -88,8 +100,9 @@ def execute(
     """
     with _exclusive(work_dir / protocol.name), _signals():
         return _Execution(
-            plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale), data_root
-        ).run()
+            plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale), data_root,
+            placement,
+        ).run()  # fmt: skip
 
 
 class _Execution:
@@ -104,10 +117,15 @@ class _Execution:
         redo_stale: bool,
         stale: frozenset[str],
         data_root: Path | None,
+        placement: Placement | None,
     ) -> None:
         self.plan, self.protocol, self.runtime, self.work_dir = plan, protocol, runtime, work_dir
         self.redo_stale = redo_stale
         self.data_root = data_root
+        self.placement = placement
+        self.runtimes = {cell.id: placement.of(cell) if placement else runtime for cell in plan}
+        most = max((one.processes for one in self.runtimes.values()), default=1) if placement else 1
+        self.slots = max(runtime.jobs, most)
         # The code as it is now, before any of it is loaded.
         self.sources = present_sources()
         self.display = display
@@ -144,43 +162,54 @@ class _Execution:
         waiting = [cell for cell in self.plan if cell.id not in self.records and not self._is_live(cell)]
         ready = [cell for cell in waiting if all(self._is_done(parent) for parent in cell.parents)]
         ready.sort(key=lambda cell: -self.weight[cell.id])
-        free = sorted(set(range(self.runtime.jobs)) - {one.slot for one in self.live})
-        for cell, slot in zip(ready, free, strict=False):
+        free = sorted(set(range(self.slots)) - {slot for one in self.live for slot in one.slots})
+        for cell in ready:
+            wanted = self.runtimes[cell.id].processes if self.placement else 1
+            if wanted > len(free):
+                return  # nothing overtakes a cell that waits for its slots
+            slots, free = tuple(free[:wanted]), free[wanted:]
             self.starts[cell.id] = self.starts.get(cell.id, 0) + 1
-            self.live.append(_Running(cell, self._spawn(cell, slot), slot))
+            self.live.append(_Running(cell, self._spawn(cell, slots), slots))
 
-    def _spawn(self, cell: Cell, slot: int) -> ForkServerProcess:
-        job = Job(
-            cell=cell,
-            protocol=self.protocol,
-            runtime=self.runtime,
-            work_dir=self.work_dir,
-            slot=slot,
-            sources=self.sources,
-            redo_stale=self.redo_stale,
-            data_root=self.data_root,
+    def _spawn(self, cell: Cell, slots: tuple[int, ...]) -> ForkServerProcess | LaunchedCell:
+        runtime = self.runtimes[cell.id]
+        if self.placement is not None and runtime.processes > 1:
+            gpus = visible_gpus() if runtime.device == "cuda" else ()
+            return LaunchedCell(
+                self.placement.words(cell, runtime),
+                processes=runtime.processes,
+                threads=runtime.threads,
+                log=cell_folder(self.work_dir, self.protocol.name, cell.id) / LOG_NAME,
+                devices=[gpus[slot] for slot in slots] if gpus else [],
+            )
+        return start_forked(
+            Job(
+                cell=cell,
+                protocol=self.protocol,
+                runtime=runtime,
+                work_dir=self.work_dir,
+                slot=slots[0],
+                sources=self.sources,
+                redo_stale=self.redo_stale,
+                data_root=self.data_root,
+            )
         )
-        process = _server(self.runtime).Process(target=run_in_child, args=(job,), name=cell.id)
-        try:
-            process.start()
-        except (EOFError, ConnectionError) as error:
-            raise HarnessError(
-                f"the process that cells are started from has died ({type(error).__name__}); "
-                "its message stands above; `python -c 'import benchmark.worker'` shows it again"
-            ) from None
-        return process
 
     def _collect(self) -> None:
         for one in [one for one in self.live if one.process.exitcode is not None]:
             self.live.remove(one)
+            is_launched = isinstance(one.process, LaunchedCell)
+            if isinstance(one.process, LaunchedCell):
+                one.process.close()
             record = read_record(cell_folder(self.work_dir, self.protocol.name, one.cell.id))
             code = one.process.exitcode
             # The child removes an older record before it starts, so a record is this attempt's; what
             # became of the process after it was done does not matter.
             if record is not None and (record.status == "done" or (record.status == "failed" and code == 1)):
                 self._settle(one.cell, record)
-            elif code is not None and (code < 0 or code in (INTERRUPTED, LOCKED)):
-                # Killed from outside: it starts again, from its checkpoint, but not for ever.
+            elif code is not None and (code < 0 or code in (INTERRUPTED, LOCKED) or is_launched):
+                # Killed from outside: it starts again, from its checkpoint, but not for ever. torchrun gives
+                # the code 1 whatever became of its processes.
                 # Others that work on the same cell could not follow a second start.
                 attempts = ATTEMPTS if self.runtime.processes == 1 else 1
                 if self.starts[one.cell.id] >= attempts:
@@ -208,7 +237,7 @@ class _Execution:
         return write_cell_record(
             cell,
             self.protocol,
-            self.runtime,
+            self.runtimes[cell.id],
             self.work_dir,
             status=status,
             error=error,
@@ -248,7 +277,8 @@ class _Execution:
     def _end_children(self) -> None:
         """Ask politely, so that training saves its step; then insist."""
         # Asked of multiprocessing: a signal may have come between a child's start and its place in `live`.
-        children = multiprocessing.active_children()
+        children: list[BaseProcess | LaunchedCell] = [*multiprocessing.active_children()]
+        children += [one.process for one in self.live if isinstance(one.process, LaunchedCell)]
         for child in children:
             child.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
@@ -266,36 +296,6 @@ def _ending(code: int) -> str:
     if code == -signal.SIGKILL:
         return "was killed by SIGKILL (out of memory?)"
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-
-def _server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
-    """The fork server, started on first use; what it imports must start no threads and no CUDA.
-
-    It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
-    this process's path nor anything but the current folder. SIGINT and SIGHUP are ignored from its
-    first moment, for a terminal sends them to the whole group.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark.worker"])
-    threads = {
-        name: str(runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ |= threads
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-        forkserver.ensure_running()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-    return context
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def run(context: CellContext) -> StageResult:
         make_batch=make_batch,
         layer_decay=recipe.layer_decay,
     )
-    inputs = evaluation_batches(evaluated, recipe, protocol.data)
+    inputs = evaluation_batches(evaluated, recipe, protocol.data, workers=context.runtime.workers)
     predicted = predict(classifier.eval(), inputs, device=context.runtime.device)
     return evaluation_result(context, result, evaluated, predicted)
 

@@ -1,20 +1,27 @@
 """What a plan will cost, in plain arithmetic: accelerator hours, wall time, disk. No torch.
 
 The model, which `plan` prints with its numbers:
-- A cell's accelerator hours are its training FLOPs over a sustained rate. The rate is an assumption
-  until it is measured; data loading, tokenising and the evaluated images are not counted.
-- Wall time is that of cells put on one accelerator each, longest chain first, as the scheduler does.
-- Disk is what stays: weights of a pre-training, tokens, predictions, and a record with its log; and the
-  two training checkpoints (weights and both moments of AdamW) of every cell that runs at once.
+- Where `plan --probe` has timed a cell's step, its hours are those of all its steps, on as many accelerators
+  and in as many micro-batches as benchmark/placement.py gives it. Elsewhere they are its training FLOPs over
+  a sustained rate, which is an assumption. Data loading, tokenising, the evaluated images, and what
+  processes tell one another are not counted.
+- Wall time is that of cells put on the accelerators, longest chain of work first. A cell that needs several
+  waits until as many are free, and nothing of less weight overtakes it meanwhile.
+- Disk is what stays: weights of a pre-training, tokens, predictions, and a record with its log; and what
+  every cell that runs at once needs beside that: the two training checkpoints (weights and both moments of
+  AdamW); of a tokenising cell its shards, and the features that a codebook is fitted on.
 """
 
 from __future__ import annotations
 
-import math
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmark.placement import DoesNotFit, place
 from benchmark.plan import PRETRAINING_PART, Cell
+from benchmark.runtime import Runtime
+from benchmark.step_costs import StepCost, StepCosts, Work
 from methods import method_spec
 from protocols.recipes import LinearProbe, TokenClassification
 from protocols.schema import Protocol, TrunkSpec
@@ -22,7 +29,10 @@ from protocols.schema import Protocol, TrunkSpec
 FLOPS_PER_TERA = 1e12
 SECONDS_PER_HOUR = 3600.0
 CHANNELS = 3
-FLOAT_BYTES, TOKEN_BYTES = 4, 2
+FLOAT_BYTES, TOKEN_BYTES, FEATURE_BYTES = 4, 2, 2
+# Channels of the last map of CLIP's ResNets; of another network none is known to be wider than the widest.
+FEATURE_WIDTHS = {"RN50": 2048, "RN101": 2048, "RN50x4": 2560, "RN50x16": 3072, "RN50x64": 4096}
+WIDEST_FEATURES = max(FEATURE_WIDTHS.values())
 CHECKPOINT_COPIES = 3 * 2  # weights and two moments; the newest two checkpoints are kept
 RECORD_BYTES = 32_000  # a record, its log and a few thousand lines of metrics
 PREDICTION_BYTES = 24  # an image id, a label and a prediction, compressed
@@ -33,34 +43,109 @@ def accelerator_hours(flops: float, *, teraflops: float) -> float:
     return flops / (teraflops * FLOPS_PER_TERA) / SECONDS_PER_HOUR
 
 
-def wall_hours(cells: Sequence[Cell], *, teraflops: float, accelerators: int) -> float:
-    """Hours until the last of `cells` ends, one accelerator each, the longest chain of work first."""
-    hours = {cell.id: accelerator_hours(cell.train_flops, teraflops=teraflops) for cell in cells}
+@dataclass(frozen=True, kw_only=True)
+class CellTime:
+    """How long a cell takes: `hours` from start to end on `accelerators` at once.
+
+    `images_per_second` is the measured rate of one accelerator over all of the cell, None where the hours
+    come from FLOPs. `is_placed` is False for a cell that fits into no accelerator's memory, reckoned as if.
+    """
+
+    hours: float
+    accelerators: int
+    accumulation: int
+    images_per_second: float | None
+    is_placed: bool = True
+
+    @property
+    def accelerator_hours(self) -> float:
+        """Hours of one accelerator."""
+        return self.hours * self.accelerators
+
+
+def cell_time(
+    cell: Cell,
+    protocol: Protocol,
+    runtime: Runtime,
+    *,
+    costs: StepCosts | None,
+    accelerators: int,
+    teraflops: float,
+) -> CellTime:
+    """The time of `cell` where there are `accelerators`, from its step's cost where it was measured."""
+    memory_bytes = None if costs is None else costs.machine.memory_bytes
+    is_placed = True
+    try:
+        placed = place(cell, protocol, runtime, costs=costs, memory_bytes=memory_bytes, gpus=accelerators)
+    except DoesNotFit:
+        placed, is_placed = runtime.model_copy(update={"processes": 1}), False
+    cost, work = None if costs is None else costs.of(cell, protocol), Work.of(cell, protocol)
+    if cost is None or work is None or not cost.timings:
+        whole = accelerator_hours(cell.train_flops, teraflops=teraflops)
+        return CellTime(
+            hours=whole / placed.processes,
+            accelerators=placed.processes,
+            accumulation=placed.accumulation,
+            images_per_second=None,
+            is_placed=is_placed,
+        )
+    seconds = training_seconds(cost, work, placed)
+    return CellTime(
+        hours=seconds / SECONDS_PER_HOUR,
+        accelerators=placed.processes,
+        accumulation=placed.accumulation,
+        images_per_second=work.images / (seconds * placed.processes),
+        is_placed=is_placed,
+    )
+
+
+def training_seconds(cost: StepCost, work: Work, placed: Runtime) -> float:
+    """Seconds of all of a cell's steps, each process with its share, and of features computed once."""
+    micro_batch = work.global_batch // (placed.processes * placed.accumulation)
+    one_step = placed.accumulation * cost.seconds(micro_batch) + cost.update_seconds
+    # Every process computes all features: they are not shared.
+    return work.steps * one_step + work.once * cost.once_seconds_per_image
+
+
+def wall_hours(
+    cells: Sequence[Cell],
+    *,
+    hours: Mapping[str, float],
+    accelerators: int,
+    taken: Mapping[str, int] | None = None,
+) -> float:
+    """Hours until the last of `cells` ends, the longest chain of work first.
+
+    `hours` are those of each cell from its start to its end, `taken` the accelerators that it holds
+    meanwhile, one where it is not named. Raises ValueError if a cell takes more than there are.
+    """
+    holds = {cell.id: (taken or {}).get(cell.id, 1) for cell in cells}
+    if any(number > accelerators for number in holds.values()):
+        raise ValueError(f"a cell takes {max(holds.values())} of {accelerators} accelerators")
     chain: dict[str, float] = {}
     for cell in reversed(cells):
         chain[cell.id] = chain.get(cell.id, 0.0) + hours[cell.id]
         for parent in cell.parents:
             chain[parent] = max(chain.get(parent, 0.0), chain[cell.id])
-    ends: dict[str, float] = {}
-    free = [0.0] * accelerators
     waiting = sorted(cells, key=lambda cell: -chain[cell.id])
-    while waiting:
-        now = min(free)
-        chosen = next((one for one in waiting if _is_ready(one, hours, ends, now)), None)
-        if chosen is None:
-            # Everything that is left waits for a cell that runs: time moves to the next end.
-            later = min(end for end in ends.values() if end > now)
-            free = [max(end, later) for end in free]
-            continue
-        waiting.remove(chosen)
-        ends[chosen.id] = now + hours[chosen.id]
-        free[free.index(now)] = ends[chosen.id]
-    return max(ends.values(), default=0.0)
-
-
-def _is_ready(cell: Cell, hours: Mapping[str, float], ends: Mapping[str, float], now: float) -> bool:
-    """True if every parent that is among those to run has ended by `now`."""
-    return all(parent not in hours or ends.get(parent, math.inf) <= now for parent in cell.parents)
+    left, free, now = set(holds), accelerators, 0.0
+    running: list[tuple[float, str]] = []
+    while waiting or running:
+        ready = [cell for cell in waiting if left.isdisjoint(cell.parents)]
+        for cell in ready:
+            if holds[cell.id] > free:
+                break
+            free -= holds[cell.id]
+            waiting.remove(cell)
+            heapq.heappush(running, (now + hours[cell.id], cell.id))
+        now, ended = heapq.heappop(running)
+        free += holds[ended]
+        left.remove(ended)
+        while running and running[0][0] <= now:
+            _, ended = heapq.heappop(running)
+            free += holds[ended]
+            left.remove(ended)
+    return now
 
 
 def trunk_parameters(trunk: TrunkSpec) -> int:
@@ -88,7 +173,7 @@ def method_parameters(
 
 @dataclass(frozen=True, kw_only=True)
 class DiskUse:
-    """Bytes that stay when a cell is done, and bytes of its checkpoints while it runs."""
+    """Bytes that stay when a cell is done, and bytes that it needs beside them while it runs."""
 
     kept: int
     while_running: int
@@ -99,7 +184,8 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
     if cell.stage == "tokenise":
         part = getattr(protocol.data, cell.part or PRETRAINING_PART)
         trunk = protocol.trunk_spec(protocol.defaults.trunks[0], drop_path=0.0)
-        return DiskUse(kept=part.count * trunk.patches * TOKEN_BYTES + RECORD_BYTES, while_running=0)
+        tokens = part.count * trunk.patches * TOKEN_BYTES
+        return DiskUse(kept=tokens + RECORD_BYTES, while_running=tokens + _sampled_features_bytes(cell))
     if cell.stage == "pretrain":
         assert cell.trunk is not None
         assert cell.tokenizer is not None
@@ -124,6 +210,20 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         kept=evaluated * PREDICTION_BYTES + RECORD_BYTES,
         while_running=FLOAT_BYTES * CHECKPOINT_COPIES * weights,
     )
+
+
+def _sampled_features_bytes(cell: Cell) -> int:
+    """The file of features that a codebook is fitted on; removed once it is fitted."""
+    config = dict(cell.hyperparameters)
+    rows = int(config.get("sampled_features") or 0)
+    if cell.part is not None or not rows:
+        return 0
+    return rows * FEATURE_WIDTHS.get(str(config.get("model")), WIDEST_FEATURES) * FEATURE_BYTES
+
+
+def packed_images_bytes(protocol: Protocol) -> int:
+    """The pre-training images, cropped and resized once and kept as bytes (benchmark/packed.py)."""
+    return protocol.data.pretraining.count * CHANNELS * protocol.data.image_size**2
 
 
 def _weights_before_the_blocks(recipe: TokenClassification, cell: Cell, protocol: Protocol) -> int:

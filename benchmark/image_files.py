@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +21,24 @@ from PIL import Image
 
 from benchmark.image_part import ImagePart
 from protocols.errors import HarnessError
-from protocols.schema import Part
 
 # What torchvision's ImageFolder takes; a file's content decides how it is decoded.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MOST_NAMED = 10
+# Class folders are listed side by side: on a network's file system the time goes into waiting.
+LISTING_THREADS = 16
 
 
 class DamagedImage(HarnessError):
     """An image file that cannot be decoded; `image_id` names it, `reason` says why."""
 
-    def __init__(self, image_id: str, error: Exception) -> None:
+    def __init__(self, image_id: str, error: Exception | str) -> None:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         super().__init__(f"{image_id} cannot be read as an image ({first}); fetch the file again")
         self.image_id, self.reason = image_id, first
+
+    def __reduce__(self) -> tuple[type[DamagedImage], tuple[str, str]]:
+        return type(self), (self.image_id, self.reason)  # it comes from reading processes
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class FilePart(ImagePart):
     torchvision's loader.
     """
 
+    of_the_whole: ClassVar[frozenset[str]] = ImagePart.of_the_whole | {"folder"}
+
     folder: Path
     bytes_of_files: npt.NDArray[np.int64]
 
@@ -51,65 +60,112 @@ class FilePart(ImagePart):
     def image(self, position: int) -> Image.Image:
         """The file at `position`, decoded whole, whatever its name says that it is."""
         image_id = self.image_ids[position]
-        try:
-            with Image.open(self.folder / image_id) as opened:
-                opened.load()
-                if opened.mode.startswith(("I", "F")):
-                    raise ValueError(f"mode {opened.mode}: only images of 8 bits a channel are read")
-                return opened
-        # Pillow raises these on bytes that are cut, altered or no image at all.
-        except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-                raise  # the disk's fault, not the file's
-            raise DamagedImage(image_id, error) from None
+        return decoded(self.folder / image_id, image_id=image_id)
 
 
-def open_class_folders(
-    folder: Path, *, data_set: str, name: str, part: Part, splits: Mapping[str, str]
-) -> FilePart:
-    """The images of `part` in `folder`/SPLIT/CLASS/FILE; `splits` maps a part's split to its folder.
+def decoded(source: Path | IO[bytes], *, image_id: str) -> Image.Image:
+    """The image in `source`, decoded whole. DamagedImage, under the name `image_id`, if that cannot be."""
+    try:
+        with Image.open(source) as opened:
+            opened.load()
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {opened.mode}: only images of 8 bits a channel are read")
+            return opened
+    # Pillow raises these on bytes that are cut, altered or no image at all.
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise  # the disk's fault, not the file's
+        raise DamagedImage(image_id, error) from None
 
-    Raises HarnessError if there are fewer, or files of a class folder are no images by their endings.
+
+def class_folders(folder: Path, split_folder: str, *, data_set: str, name: str) -> FilePart:
+    """All images of `folder`/`split_folder`/CLASS/FILE, as a part called `name`.
+
+    Raises HarnessError if files of a class folder are no images by their endings.
     """
-    split = splits[part.split]
-    if not (folder / split).is_dir():
-        raise HarnessError(f"data set {data_set}: no folder {folder / split}; lay it out as SPLIT/CLASS/FILE")
-    entries = list(_visible(folder / split))
+    classes = class_names(folder, split_folder, data_set=data_set)
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        files = list(threads.map(_images_of, [folder / split_folder / one for one in classes]))
+    counts = [len(of_class) for of_class in files]
+    return FilePart(
+        data_set=data_set,
+        name=name,
+        classes=classes,
+        sample_ids=np.arange(sum(counts), dtype=np.int64),
+        image_ids=tuple(
+            f"{split_folder}/{class_name}/{file_name}"
+            for class_name, of_class in zip(classes, files, strict=True)
+            for file_name, _ in of_class
+        ),
+        labels=np.repeat(np.arange(len(classes), dtype=np.int64), counts),
+        folder=folder,
+        bytes_of_files=np.array([size for of_class in files for _, size in of_class], dtype=np.int64),
+    )
+
+
+def class_names(folder: Path, split_folder: str, *, data_set: str) -> tuple[str, ...]:
+    """The names of the class folders of a split, in order. HarnessError for what is no folder there."""
+    if not (folder / split_folder).is_dir():
+        raise HarnessError(
+            f"data set {data_set}: no folder {folder / split_folder}; lay it out as SPLIT/CLASS/FILE"
+        )
+    entries = list(_visible(folder / split_folder))
     for entry in entries:
         if not entry.is_dir():
             raise HarnessError(
                 f"{entry.path}: no class folder; nothing is passed over silently: move it away"
             )
-    classes = tuple(sorted(_text(entry) for entry in entries))
-    files = [
-        (f"{split}/{class_name}/{file_name}", label, size)
-        for label, class_name in enumerate(classes)
-        for file_name, size in _images_of(folder / split / class_name)
-    ]
-    stop = part.start + part.count
-    if stop > len(files):
+    return tuple(sorted(_text(entry) for entry in entries))
+
+
+def listed_files(
+    folder: Path,
+    files: Sequence[tuple[str, int]],
+    *,
+    data_set: str,
+    name: str,
+    classes: tuple[str, ...],
+) -> FilePart:
+    """The files under `folder` that a data set's own lists name: (path from there, label), in that order.
+
+    Raises HarnessError, which names them, if some are not there.
+    """
+    sizes, gone = [], []
+    for path, _ in files:
+        if ".." in Path(path).parts or Path(path).is_absolute() or not path.isprintable():
+            raise HarnessError(f"data set {data_set}: its lists name {path!r}, which is no file of {folder}")
+        try:
+            sizes.append((folder / path).stat().st_size)
+        except FileNotFoundError:
+            gone.append(path)
+    if gone:
+        more = f" and {len(gone) - MOST_NAMED} more" if len(gone) > MOST_NAMED else ""
         raise HarnessError(
-            f"data set {data_set}: {name} wants images {part.start} to {stop} of {part.split}; "
-            f"{folder / split} has {len(files)} in {len(classes)} class folders"
+            f"data set {data_set}: {len(gone)} of {len(files)} files that its lists name are not in "
+            f"{folder}: {', '.join(gone[:MOST_NAMED])}{more}; fetch it again"
         )
-    chosen = files[part.start : stop]
     return FilePart(
         data_set=data_set,
         name=name,
         classes=classes,
-        sample_ids=np.arange(part.start, stop, dtype=np.int64),
-        image_ids=tuple(image_id for image_id, _, _ in chosen),
-        labels=np.array([label for _, label, _ in chosen], dtype=np.int64),
+        sample_ids=np.arange(len(files), dtype=np.int64),
+        image_ids=tuple(path for path, _ in files),
+        labels=np.array([label for _, label in files], dtype=np.int64),
         folder=folder,
-        bytes_of_files=np.array([size for _, _, size in chosen], dtype=np.int64),
+        bytes_of_files=np.array(sizes, dtype=np.int64),
     )
+
+
+def is_image_name(name: str) -> bool:
+    """True if it ends as an image file's name does."""
+    return name.lower().endswith(ENDINGS)
 
 
 def _images_of(folder: Path) -> list[tuple[str, int]]:
     """Name and size in bytes of every image of one class, by name."""
     found = []
     for entry in _visible(folder):
-        if not entry.name.lower().endswith(ENDINGS) or not entry.is_file():
+        if not is_image_name(entry.name) or not entry.is_file():
             raise HarnessError(
                 f"{entry.path}: no image by its ending ({', '.join(ENDINGS)}); nothing is passed over "
                 "silently: move it away"

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from protocols.geometry import square_crop_box
 @dataclass(frozen=True)
 class ImagePart(ABC):
     """A range of one split. `sample_ids` are positions in the split: stable keys of all randomness."""
+
+    # Every other field holds one entry an image.
+    of_the_whole: ClassVar[frozenset[str]] = frozenset({"data_set", "name", "classes"})
 
     data_set: str
     name: str
@@ -74,9 +77,25 @@ class ImagePart(ABC):
         """The first `count` images. Raises HarnessError if there are fewer."""
         if count > len(self):
             raise HarnessError(f"{self.name} has {len(self)} images, {count} were asked for")
-        # Every field that holds one entry an image is cut; `classes` and the names stay whole.
-        per_image = {field.name for field in fields(self)} - {"data_set", "name", "classes", "folder"}
-        return replace(self, **{name: getattr(self, name)[:count] for name in per_image})
+        return self.cut(0, count)
+
+    def cut(self, start: int, stop: int) -> Self:
+        """The images at the positions from `start` to before `stop`, which are there."""
+        return replace(self, **{name: getattr(self, name)[start:stop] for name in self._per_image()})
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Self:
+        """The images at `positions`, in that order."""
+        chosen: dict[str, Any] = {}
+        for name in self._per_image():
+            values = getattr(self, name)
+            is_tuple = isinstance(values, tuple)
+            chosen[name] = (
+                tuple(values[position] for position in positions) if is_tuple else values[positions]
+            )
+        return replace(self, **chosen)
+
+    def _per_image(self) -> list[str]:
+        return [field.name for field in fields(self) if field.name not in self.of_the_whole]
 
 
 @dataclass(frozen=True)

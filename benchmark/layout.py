@@ -10,6 +10,7 @@ from protocols.errors import HarnessError
 ATTEMPTS_NAME = "attempts.jsonl"
 LOG_NAME = "log"
 METRICS_NAME = "metrics.jsonl"
+STEP_COSTS_NAME = "step-costs.json"  # in the protocol's folder: what `plan --probe` measured
 CHECKPOINTS_NAME = "checkpoints"
 ENCODING_NAME = "encoding"  # in the checkpoints' folder: what a tokenising cell has not finished
 BEGUN_NAME = "begun.json"  # in the checkpoints' folder: the code and the parents that they come from
@@ -52,7 +53,10 @@ def check_work_dir(work_dir: Path) -> None:
         return
     entries = sorted(path.name for path in work_dir.iterdir())
     is_ours = any(
-        name == "tokens" or (work_dir / name / "cells").is_dir() or (work_dir / name / ".lock").is_file()
+        name in ("tokens", "packed")
+        or (work_dir / name / "cells").is_dir()
+        or (work_dir / name / ".lock").is_file()
+        or (work_dir / name / STEP_COSTS_NAME).is_file()
         for name in entries
     )
     if entries and not is_ours:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from benchmark.batches import Batch
 from benchmark.checkpoint import save_weights
+from benchmark.pixels import ReadPixels, pixel_reader
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.stored_tokens import check_geometry, store_of
-from benchmark.transforms import color_jitter, normalise
+from benchmark.transforms import color_jitter, jitter_draws, normalise
 from leaderboard.record import Metric
 from methods import build_method
 from methods.base import Method
@@ -25,16 +26,25 @@ METHOD_WEIGHTS = "checkpoints/method.safetensors"
 
 
 class PretrainingObjective(nn.Module):
-    """A method as the engine trains it."""
+    """A method as the engine trains it: on pixels, which it jitters and normalises on their own device."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """`mean` and `std` are the protocol's, one for each channel."""
         super().__init__()
-        self.method = method
+        self.method, self.mean, self.std = method, mean, std
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean over the predicted positions of this micro-batch."""
-        output: dict[str, Tensor] = self.method(batch["images"], batch["tokens"], batch["pattern"])
+        output: dict[str, Tensor] = self.method(self.images(batch), batch["tokens"], batch["pattern"])
         return output["loss"]
+
+    def images(self, batch: Batch) -> Tensor:
+        """What the method sees, (B, 3, S, S) float32 whatever the training's precision."""
+        pixels = batch["pixels"]
+        with torch.autocast(pixels.device.type, enabled=False):
+            if "jitter_factors" in batch:
+                pixels = color_jitter(pixels, batch["jitter_factors"], batch["jitter_order"])
+            return normalise(pixels, self.mean, self.std)
 
     def positions(self, batch: Batch) -> Tensor:
         """Predicted positions of this micro-batch."""
@@ -42,37 +52,37 @@ class PretrainingObjective(nn.Module):
 
 
 class PretrainingBatches:
-    """Positions and epoch -> images, tokens and pattern; pure in (seed, epoch, sample id)."""
+    """Positions and epoch -> pixels, jitter's draws, tokens and pattern; pure in (seed, epoch, sample id).
+
+    Pixels stay uint8 until they are on the training's device: a quarter of the bytes to copy there.
+    """
 
     def __init__(
         self,
         method: Method,
         protocol: Protocol,
         *,
-        pixels: npt.NDArray[np.uint8],
+        read: ReadPixels,
         sample_ids: npt.NDArray[np.int64],
         tokens: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
         seed: int,
     ) -> None:
-        """`tokens` gives the tokens (B, N) of the images at positions (B,)."""
+        """`read` gives the pixels (B, 3, S, S) of the images at positions (B,), `tokens` theirs (B, N)."""
         self.method, self.protocol, self.seed = method, protocol, seed
-        self.pixels, self.sample_ids, self.tokens = pixels, sample_ids, tokens
+        self.read, self.sample_ids, self.tokens = read, sample_ids, tokens
 
     def __call__(self, positions: npt.NDArray[np.int64], epoch: int) -> Batch:
         sample_ids = torch.from_numpy(self.sample_ids[positions])
-        jittered = color_jitter(
-            torch.from_numpy(self.pixels[positions]),
-            sample_ids,
-            strength=self.protocol.pretraining.color_jitter,
-            epoch=epoch,
-            seed=self.seed,
-        )
-        data = self.protocol.data
-        return {
-            "images": normalise(jittered, data.mean, data.std),
+        batch = {
+            "pixels": torch.from_numpy(self.read(positions)),
             "tokens": torch.from_numpy(self.tokens(positions)),
             "pattern": self.method.draw(sample_ids, epoch, self.seed),
         }
+        strength = self.protocol.pretraining.color_jitter
+        if strength:
+            factors, order = jitter_draws(sample_ids, strength=strength, epoch=epoch, seed=self.seed)
+            batch |= {"jitter_factors": factors, "jitter_order": order}
+        return batch
 
 
 def run(context: CellContext) -> StageResult:
@@ -96,7 +106,9 @@ def run(context: CellContext) -> StageResult:
     make_batch = PretrainingBatches(
         method,
         protocol,
-        pixels=images.pixels(protocol.data.image_size),
+        read=pixel_reader(
+            images, protocol.data.image_size, choice=context.runtime.images, work_dir=context.work_dir
+        ),
         sample_ids=images.sample_ids,
         tokens=lambda positions: store.tokens(rows[positions]),
         seed=context.seed,
@@ -104,7 +116,7 @@ def run(context: CellContext) -> StageResult:
     result = train_recipe(
         context,
         recipe,
-        objective=PretrainingObjective(method),
+        objective=PretrainingObjective(method, mean=protocol.data.mean, std=protocol.data.std),
         weights=method,
         undecayed=method.no_weight_decay(),
         images=len(images),

@@ -8,6 +8,7 @@ it, anew for each batch. B images, D width.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -92,14 +93,15 @@ def run(context: CellContext) -> StageResult:
     trunk = build_trunk(context.trunk(drop_path=0.0))
     trunk.load_state_dict(backbone_of(context), strict=True)
     frozen = FrozenTrunk(trunk, features=recipe.features, device=device)
-    evaluated_features = frozen.of_all(evaluation_batches(evaluated, recipe, protocol.data))
+    read = partial(evaluation_batches, recipe=recipe, data=protocol.data, workers=context.runtime.workers)
+    evaluated_features = frozen.of_all(read(evaluated))
     make_batch: MakeBatch
     if recipe.resized_crop_scale is not None or recipe.horizontal_flip:
         classifier = seeded_classifier(evaluated_features, len(labelled.classes), seed=context.seed)
         objective: Classification = ClassificationOfImages(classifier, frozen)
         make_batch = AugmentedBatches(labelled, training_transform(recipe, protocol.data), seed=context.seed)
     else:
-        features = frozen.of_all(evaluation_batches(labelled, recipe, protocol.data))
+        features = frozen.of_all(read(labelled))
         if recipe.whiten:
             features, evaluated_features = whitened(features, evaluated_features)
         classifier = seeded_classifier(features, len(labelled.classes), seed=context.seed)

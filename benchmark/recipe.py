@@ -9,8 +9,9 @@ import numpy.typing as npt
 from torch import nn
 
 from benchmark.batches import Batch, StepDataset, Steps
-from benchmark.engine import Training, TrainingResult, process_rank, train
+from benchmark.engine import Training, TrainingResult, train
 from benchmark.optim import build_optimizer, build_schedule
+from benchmark.process_group import ShareDone, process_rank
 from benchmark.stage import CellContext
 from protocols.recipes import Optimisation
 
@@ -29,7 +30,7 @@ def train_recipe(
     """Train `weights` (a part of `objective`) on `images` images under `recipe`, in the cell's folder.
 
     `undecayed` names parameters of `weights`. `make_batch` maps positions and an epoch to a batch.
-    Raises what `benchmark.engine.train` raises.
+    Raises what `benchmark.engine.train` raises; ShareDone after it in all processes but the first.
     """
     runtime = context.runtime
     steps = Steps(images, recipe.global_batch, recipe.epochs, context.seed)
@@ -53,4 +54,7 @@ def train_recipe(
         folder=context.folder,
         stop=context.stop,
     )
-    return train(training, runtime)
+    result = train(training, runtime)
+    if process_rank():
+        raise ShareDone
+    return result

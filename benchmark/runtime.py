@@ -14,7 +14,12 @@ CHECKPOINT_SECONDS = 20.0
 
 
 class Runtime(Frozen):
-    """One run's machine settings. `jobs` cells run side by side, each with `threads` CPU threads."""
+    """One run's machine settings, or those of one of its cells.
+
+    `jobs` slots hold a process each, with `threads` CPU threads and, where there are GPUs, one of them. A
+    cell takes `processes` slots, as many as `gpus_per_cell` says or as it needs. `images` says how
+    pre-training reads pixels: from packed images, from the data set's files, or packed if there are any.
+    """
 
     device: Literal["cpu", "cuda"]
     jobs: PositiveInt
@@ -24,10 +29,12 @@ class Runtime(Frozen):
     processes: PositiveInt = 1
     accumulation: PositiveInt = 1
     checkpoint_seconds: NonNegativeFloat = CHECKPOINT_SECONDS
+    images: Literal["auto", "packed", "files"] = "auto"
+    gpus_per_cell: PositiveInt | None = None
 
     def recorded(self) -> dict[str, Any]:
-        """What the record keeps: everything but how often it was saved."""
-        return self.model_dump(mode="json", exclude={"checkpoint_seconds"})
+        """What the record keeps: everything but how often it was saved, and what `processes` says better."""
+        return self.model_dump(mode="json", exclude={"checkpoint_seconds", "gpus_per_cell"})
 
     def micro_batch(self, global_batch: int, *, group: int = 1) -> int:
         """Images per process and accumulation step: whole groups of `group` images.
@@ -40,7 +47,7 @@ class Runtime(Frozen):
             most = global_batch // group
             allowed = [str(number) for number in range(1, most + 1) if most % number == 0]
             raise ProtocolViolation(
-                f"{self.processes} processes (WORLD_SIZE) x {self.accumulation} steps (--accumulation) "
+                f"{self.processes} processes (--gpus-per-cell) x {self.accumulation} steps (--accumulation) "
                 f"cannot give the protocol's global batch of {global_batch} exactly{groups}; their product "
                 f"must be one of {', '.join(allowed)}"
             )
@@ -56,6 +63,9 @@ def detect_runtime(
     processes: int = 1,
     accumulation: int = 1,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    images: str = "auto",
+    gpus_per_cell: int | None = None,
+    threads: int | None = None,
 ) -> Runtime:
     """The runtime for this machine. `device` auto takes GPUs where there are any.
 
@@ -71,20 +81,27 @@ def detect_runtime(
         {
             "device": "cuda" if gpus else "cpu",
             "jobs": side_by_side,
-            "threads": max(1, cores // side_by_side) if gpus else 1,
+            "threads": threads or (max(1, cores // side_by_side) if gpus else 1),
             "workers": workers,
             "precision": precision,
             "processes": processes,
             "accumulation": accumulation,
             "checkpoint_seconds": checkpoint_seconds,
+            "images": images,
+            "gpus_per_cell": gpus_per_cell,
         }
     )
 
 
-def count_gpus() -> int:
-    """CUDA devices that this process may use, asked of the driver without loading torch here."""
+def visible_gpus() -> tuple[str, ...]:
+    """Names of the CUDA devices that this process may use, asked of the driver without loading torch here."""
     present = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return present
-    return min(present, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+        return tuple(map(str, range(present)))
+    return tuple(name for name in map(str.strip, visible.split(",")) if name not in ("", "-1"))[:present]
+
+
+def count_gpus() -> int:
+    """How many of them there are."""
+    return len(visible_gpus())

@@ -35,7 +35,8 @@ from tokenizers.shards import Shards
 DAMAGED_NAME = "damaged.txt"
 _LIBRARIES = ("numpy", "pillow", "timm", "open_clip_torch")
 _READING = tuple(
-    Path(__file__).with_name(name) for name in ("image_part.py", "image_files.py", "encoding.py")
+    Path(__file__).with_name(name)
+    for name in ("image_part.py", "image_files.py", "image_tars.py", "encoding.py")
 )
 
 

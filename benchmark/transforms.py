@@ -6,6 +6,8 @@ a result depends on no batch, worker or process count. Shapes: B images of (3, S
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,10 +20,9 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's "L" conversion
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 or [0, 1] float (B, 3, S, S) -> float32, channel-wise (x - mean) / std."""
+    """uint8 or [0, 1] float (B, 3, S, S), on any device -> float32, channel-wise (x - mean) / std."""
     images = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-    shape = (1, 3, 1, 1)
-    return (images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    return (images - _of_channels(mean, images.device)) / _of_channels(std, images.device)
 
 
 def uniform(sample_ids: Tensor, *, epoch: int, seed: int, stream: int, count: int = 1) -> Tensor:
@@ -53,24 +54,37 @@ def random_shift(images: Tensor, sample_ids: Tensor, *, padding: int, epoch: int
     return padded[batch, channel, rows, columns]
 
 
-def color_jitter(pixels: Tensor, sample_ids: Tensor, *, strength: float, epoch: int, seed: int) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in 1 +- strength, in a random order.
+def jitter_draws(sample_ids: Tensor, *, strength: float, epoch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """What `color_jitter` does to each image: factors (B, 3) in 1 +- strength, and their order (B, 3) int64.
 
-    uint8 (B, 3, S, S) -> float32 in [0, 1]. The definition is torchvision's ColorJitter on floats;
-    the draws are keyed and not taken from a global generator.
+    They are computed where the batch is made, on a CPU, so that every device is given the same draws.
     """
-    images = pixels.float() / 255
-    if not strength:
-        return images
     draws = uniform(sample_ids, epoch=epoch, seed=seed, stream=JITTER, count=6)
     factors = (1 + strength * (2 * draws[:, :3] - 1)).clamp(min=0).float()
-    order = draws[:, 3:].argsort(dim=1, stable=True)
-    luma = torch.tensor(_LUMA).view(1, 3, 1, 1)
+    return factors, draws[:, 3:].argsort(dim=1, stable=True)
+
+
+def color_jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness, contrast and saturation, each image by its `factors` (B, 3), in its `order` (B, 3).
+
+    uint8 (B, 3, S, S), on any device that the factors and the order are on -> float32 in [0, 1]. The
+    definition is torchvision's ColorJitter on floats; the draws are keyed (`jitter_draws`) and not taken
+    from a global generator.
+    """
+    images = pixels.float() / 255
+    luma = _of_channels(_LUMA, images.device)
+    each = torch.arange(len(images), device=images.device)
     for turn in range(3):
         operation = order[:, turn]
         factor = factors.gather(1, operation[:, None]).view(-1, 1, 1, 1)
         grey = (images * luma).sum(1, keepdim=True)
         references = (torch.zeros_like(grey), grey.mean((2, 3), keepdim=True).expand_as(grey), grey)
-        reference = torch.stack(references)[operation, torch.arange(len(images))]
+        reference = torch.stack(references)[operation, each]
         images = (factor * images + (1 - factor) * reference).clamp(0, 1)
     return images
+
+
+@cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One value a channel, (1, 3, 1, 1); kept, for a copy to a GPU would wait for all that runs there."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -1,5 +1,6 @@
-"""One cell in a process of its own: log, lock, threads, and a record however it ends.
+"""One cell in a process of its own, or in several: log, lock, threads, and a record however it ends.
 
+Of several processes the first one has the lock, measures and records; the others train, or encode, with it.
 Exit codes: 0 done, 1 failed (recorded), 143 interrupted (nothing recorded: it goes on next time), 75
 another process runs this cell.
 """
@@ -17,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -28,12 +29,13 @@ from benchmark.checkpoint import clear_checkpoints
 from benchmark.interrupt import Interrupted
 from benchmark.job import Job
 from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOG_NAME
-from benchmark.peers import Peers, launched
+from benchmark.peers import CellEnded, Peers, launched
+from benchmark.process_group import ShareDone, join
 from benchmark.record_cell import note_attempt, write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
 from benchmark.survey import begun_with, changed_since_begun, present_sources
-from leaderboard.record import RECORD_NAME
+from leaderboard.record import RECORD_NAME, read_record
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
 
@@ -44,7 +46,7 @@ STAGES = {
     "linear-probe": probe.run,
     "token-classification": token_classification.run,
 }
-INTERRUPTED, LOCKED = 143, 75
+LOCKED = 75
 LOCK_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,15 @@ log = logging.getLogger(__name__)
 def run_job(job: Job) -> None:
     """Run the job's cell in this child process; always ends by SystemExit with the codes above."""
     _die_with_parent()
+    # Processes of `tokenize` under a launcher share one after the other of its cells.
+    sys.exit(run_here(job, launched().of_cell(job.cell.id) if job.runtime.processes > 1 else Peers()))
+
+
+def run_here(job: Job, peers: Peers, *, is_alone: bool = False) -> int:
+    """Run the job's cell, or this process's share of it, in this very process; returns the exit code.
+
+    `is_alone` says that no other process of the harness started this one.
+    """
     context = CellContext(
         cell=job.cell,
         protocol=job.protocol,
@@ -59,32 +70,42 @@ def run_job(job: Job) -> None:
         work_dir=job.work_dir,
         sources=job.sources,
         data_root=job.data_root,
-        peers=launched().of_cell(job.cell.id) if job.runtime.processes > 1 else Peers(),
+        peers=peers,
     )
     context.folder.mkdir(parents=True, exist_ok=True)
-    _redirect_output(context.folder / LOG_NAME)
-    with cell_lock(context.folder) as is_ours:
+    _redirect_output(context.folder / LOG_NAME, rank=peers.rank)
+    with cell_lock(context.folder) if peers.rank == 0 else nullcontext(True) as is_ours:
         if not is_ours:
-            sys.exit(LOCKED)
-        # An earlier failure's record must not pass for this attempt's.
-        (context.folder / RECORD_NAME).unlink(missing_ok=True)
+            log.info("another process runs this cell")
+            return LOCKED
+        if peers.rank == 0:
+            # An earlier failure's record must not pass for this attempt's.
+            (context.folder / RECORD_NAME).unlink(missing_ok=True)
         try:
-            context.stop.listen()
-            sys.exit(run_cell(context, slot=job.slot, redo_stale=job.redo_stale))
+            context.stop.listen(is_alone=is_alone)
+            return run_cell(context, slot=job.slot, redo_stale=job.redo_stale)
         except Interrupted as stopped:
-            note_attempt(context.folder, event="interrupted")
+            if peers.rank == 0:
+                note_attempt(context.folder, event="interrupted")
             log.info("interrupted %s", stopped)
-            sys.exit(INTERRUPTED)
+            return 128 + context.stop.number
 
 
 def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -> int:
     """Run one cell here and write its record; returns the exit code. Interrupted passes through."""
-    cell, protocol, runtime = context.cell, context.protocol, context.runtime
+    cell, protocol, runtime, peers = context.cell, context.protocol, context.runtime, context.peers
     try:
-        note_attempt(context.folder, event="start", pid=str(os.getpid()))
-        _check_sources(context)
-        _check_begun(context, redo_stale=redo_stale)
+        if peers.rank == 0:
+            note_attempt(context.folder, event="start", pid=str(os.getpid()))
+            _check_sources(context)
+            _check_begun(context, redo_stale=redo_stale)
         _prepare_device(runtime, slot)
+        if cell.stage == "tokenise" and peers.rank:
+            tokenise.assist(context)
+            return 0
+        if cell.stage != "tokenise":
+            peers.wait_for_all("ready")
+            join(peers, device=runtime.device)
         result = STAGES[cell.stage](context)
         peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
         device = torch.cuda.get_device_name() if peak is not None else provenance.environment()["cpu"]
@@ -104,10 +125,21 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
             note_attempt(context.folder, event="done")
             clear_checkpoints(context.folder / CHECKPOINTS_NAME)
         return 0
+    except (ShareDone, CellEnded) as ended:
+        log.info("this process has done its share%s", f": the cell ended {ended}" if str(ended) else "")
+        return 0
     except Exception as error:
         # The one boundary: whatever went wrong in this cell is recorded, and the others go on.
         traceback.print_exc()
         text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        if peers.rank:
+            peers.fail(text)
+        else:
+            peers.end()
+        if peers.processes > 1:
+            if read_record(context.folder) is not None:
+                return 1  # another process failed first, and this one of it
+            text = f"process {peers.rank} of {peers.processes}: {text}"
         with context.stop.deferred():
             write_cell_record(
                 cell,
@@ -185,13 +217,14 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _redirect_output(log: Path) -> None:
+def _redirect_output(log: Path, *, rank: int) -> None:
     """Everything that this process prints, C++ libraries included, goes to the cell's log."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
+    who = f" process {rank}:" if rank else ""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s{who} %(message)s", force=True)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 

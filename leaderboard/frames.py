@@ -41,6 +41,10 @@ class Order:
         """Where an evaluation stands."""
         return self._place(name, self.evaluations)
 
+    def of_trunk(self, name: str) -> tuple[int, str]:
+        """Where a trunk stands."""
+        return self._place(name, self.trunks)
+
     def of_tokenizer(self, name: str) -> tuple[int, str]:
         """Where a tokenizer stands."""
         return self._place(name, self.tokenizers)
@@ -48,7 +52,7 @@ class Order:
     def of_row(self, key: RowKey) -> tuple[Any, ...]:
         """By trunk, in each the random trunk first, then by tokenizer, method and variant."""
         return (
-            self._place(key.trunk, self.trunks),
+            self.of_trunk(key.trunk),
             key.method != SCRATCH,
             self.of_tokenizer(key.tokenizer),
             self._place(key.method, self.methods),
@@ -243,7 +247,8 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
         "standing", "method", "tokenizer", "trunk", "evaluation", "stage", "status", "pretraining_cell",
         "compliance", "deviations", "differing_slices", "precision", "device", "hardware", "git_commit",
         "pretraining_precision", "pretraining_device", "pretraining_git_commit", "cell_id", "error", "log",
-        "teacher", "data", "variant", "stale_reason", "store",
+        "teacher", "data", "variant", "stale_reason", "store", "file", "sha256", "key", "pooling",
+        "reported_by",
     }  # fmt: skip
     counts = {"seed", "images", "protocol_version", "codebook_size", "dead_codes"}
     kinds = {

@@ -10,6 +10,7 @@ from leaderboard.record import Record
 Standing = Literal["board", "stale", "modified", "other version", "superseded"]
 TOKENISE, PRETRAIN, LINEAR_PROBE = "tokenise", "pretrain", "linear-probe"
 TOKEN_CLASSIFICATION = "token-classification"
+VALIDATE = "validate"
 SCRATCH = "scratch"
 
 

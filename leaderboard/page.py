@@ -24,6 +24,8 @@ from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOT
 from leaderboard.render import other_caption, other_grids, shared_trunk
 from leaderboard.sheets import Gallery
 from leaderboard.tables import Board
+from leaderboard.validation_view import TITLE as VALIDATION_TITLE
+from leaderboard.validation_view import validation_grid, validation_note
 from protocols.schema import Protocol
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -53,6 +55,9 @@ def to_html(board: Board, protocol: Protocol, *, figure: str | None, gallery: Ga
         tokenizers=tokenizer_grid(board.tokenizers) if len(board.tokenizers) else None,
         tokenizer_note=TOKENIZER_NOTE,
         gallery=gallery or Gallery(),
+        validations=validation_grid(board.validations) if len(board.validations) else None,
+        validation_title=VALIDATION_TITLE,
+        validation_note=validation_note(board.validations),
         stale=stale_grid(board.stale) if len(board.stale) else None,
         stale_note=STALE_NOTE,
         modified=modified_grid(board.modified) if len(board.modified) else None,

@@ -37,6 +37,9 @@ from leaderboard.grids import (
 from leaderboard.lineage import LINEAR_PROBE
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
 from leaderboard.tables import Board, Evaluation, OtherBoard
+from leaderboard.validation_view import CSV_NAME as VALIDATIONS_NAME
+from leaderboard.validation_view import TITLE as VALIDATION_TITLE
+from leaderboard.validation_view import validation_grid, validation_note
 
 # Under this the numbers of one table no longer fit side by side; a narrower terminal scrolls.
 NARROWEST = 72
@@ -95,6 +98,10 @@ def to_terminal(board: Board, *, width: int) -> str:
         _heading(console, TOKEN_TITLE)
         _tokens_alone(console, board.token_rows, board.token_evaluations)
         console.print(Text(TOKEN_NOTE))
+    if len(board.validations):
+        _heading(console, VALIDATION_TITLE)
+        _show(console, validation_grid(board.validations))
+        console.print(Text(validation_note(board.validations)))
     if len(board.tokenizers):
         _heading(console, "Tokenizers")
         grid = tokenizer_grid(board.tokenizers)
@@ -224,6 +231,9 @@ def to_markdown(board: Board) -> str:
     if len(board.token_rows):
         table = _markdown_table(token_grid(board.token_rows, board.token_evaluations))
         parts += [f"## {TOKEN_TITLE}", table, _escaped(TOKEN_NOTE)]
+    if len(board.validations):
+        table = _markdown_table(validation_grid(board.validations))
+        parts += [f"## {VALIDATION_TITLE}", table, _escaped(validation_note(board.validations))]
     if len(board.tokenizers):
         parts += [
             "## Tokenizers",
@@ -280,12 +290,14 @@ def _escaped(value: str) -> str:
 def to_csv(board: Board) -> dict[str, str]:
     """File name -> text of `board.csv` (a line per row) and `runs.csv` (a line per evaluation cell).
 
-    And, where there are any, `tokenizers.csv` (a line per token store, with its card) and `tokens.csv` (a
-    line per tokenizer whose tokens were classified alone). Raw numbers, an empty field where one is
-    missing; texts that a spreadsheet would run are quoted.
+    And, where there are any, `tokenizers.csv` (a line per token store, with its card), `tokens.csv` (a
+    line per tokenizer whose tokens were classified alone) and `published.csv` (a line per classifier that
+    was only measured). Raw numbers, an empty field where one is missing; texts that a spreadsheet would run
+    are quoted.
     """
     files = {"board.csv": _csv(board.rows), "runs.csv": _csv(board.runs)}
     files |= {TOKENIZERS_NAME: _csv(board.tokenizers)} if len(board.tokenizers) else {}
+    files |= {VALIDATIONS_NAME: _csv(board.validations)} if len(board.validations) else {}
     return files | ({TOKENS_NAME: _csv(board.token_rows)} if len(board.token_rows) else {})
 
 
@@ -323,6 +335,7 @@ def to_json(board: Board) -> str:
         "token_rows": lines(board.token_rows),
         "runs": lines(board.runs),
         "tokenizers": lines(board.tokenizers),
+        "published_classifiers": lines(board.validations),
         "stale": lines(board.stale),
         "other_versions": [
             {

@@ -15,6 +15,7 @@ from leaderboard.render import TOKENIZERS_NAME, TOKENS_NAME, to_csv, to_json, to
 from leaderboard.settings import Settings
 from leaderboard.sheets import GALLERY_NAME, read_gallery, stores_of
 from leaderboard.tables import METHODS, Board, build_board
+from leaderboard.validation_view import CSV_NAME as VALIDATIONS_NAME
 from protocols.files import write_atomically
 from protocols.schema import Protocol
 
@@ -56,7 +57,7 @@ def write_report(
     folder = out_dir if out_dir is not None else work_dir / protocol.name / "leaderboard"
     if figure is not None:
         texts[FIGURE_NAME] = figure
-    for name in {FIGURE_NAME, TOKENS_NAME, TOKENIZERS_NAME} - set(texts):
+    for name in {FIGURE_NAME, TOKENS_NAME, TOKENIZERS_NAME, VALIDATIONS_NAME} - set(texts):
         # One from earlier records would pass for this board's.
         (folder / name).unlink(missing_ok=True)
     for name, text in texts.items():

@@ -1,4 +1,4 @@
-"""The two statistics that the board states: the spread over seeds, and a paired bound over test images."""
+"""What the board states of chance: spread over seeds, a paired bound and an interval over test images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import betaincinv
 
 CONFIDENCE = 0.99
 RESAMPLES = 100_000
+INTERVAL = 0.95
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -50,3 +52,17 @@ def paired_bootstrap_lower_bound(
     counts = np.random.default_rng(seed).multinomial(images, shares, size=resamples)
     differences = (counts[:, 2] - counts[:, 0]) / images
     return 100.0 * float(np.quantile(differences, 1 - confidence))
+
+
+def accuracy_interval(correct: int, images: int, *, confidence: float = INTERVAL) -> tuple[float, float]:
+    """Two-sided confidence interval of an accuracy, in per cent, if `correct` of `images` were right.
+
+    Exact binomial (Clopper and Pearson, Biometrika 26, 1934): never covers less often than it says.
+    Raises ValueError for counts that cannot be, or for a confidence outside (0, 1).
+    """
+    if not 0 <= correct <= images or not images or not 0 < confidence < 1:
+        raise ValueError(f"{correct} of {images} images at confidence {confidence} have no interval")
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(correct, images - correct + 1, tail)) if correct else 0.0
+    high = float(betaincinv(correct + 1, images - correct, 1 - tail)) if correct < images else 1.0
+    return 100.0 * low, 100.0 * high

@@ -24,6 +24,7 @@ from leaderboard.settings import Settings
 from leaderboard.staleness import stale_reasons
 from leaderboard.statistics import mean_and_sd
 from leaderboard.token_rows import token_rows
+from leaderboard.validation_rows import validations_frame
 
 METHODS = ("mim", "pim", "mapet", "beit", "cae")
 EVALUATIONS = ("finetune", "linear-probe")
@@ -73,6 +74,7 @@ class Board:
     `token_rows` has a row for each tokenizer whose tokens were classified, with columns for each of
     `token_evaluations`: `leaderboard.token_rows.token_rows` says which.
     `stale` has one line per cell, of any stage, that present code and parents would make anew.
+    `validations` has one line per classifier that was trained elsewhere and only measured here.
 
     Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
     a multiply-add counts two. A value that is missing is NaN or None.
@@ -85,6 +87,7 @@ class Board:
     tokenizers: pd.DataFrame
     stale: pd.DataFrame
     failures: pd.DataFrame
+    validations: pd.DataFrame
     others: tuple[OtherBoard, ...]
     evaluations: tuple[Evaluation, ...]
     token_evaluations: tuple[str, ...]
@@ -157,6 +160,7 @@ def build_board(
         tokenizers=tokenizers_frame(records, lineage, current, stale, order),
         stale=stale_frame(records, runs, lineage, current, stale, order),
         failures=failures_frame(records, lineage, variants),
+        validations=validations_frame(records, lineage, current, order),
         others=_others(runs, shown, shown_of_tokens),
         evaluations=shown,
         token_evaluations=shown_of_tokens,

@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmark.cli import main
+from tests.data_set_error_cases import DATA_SET_CASES
 from tests.error_settings import (
     SMALL,
     CopyOfMini,
@@ -45,6 +46,8 @@ from tests.error_settings import (
     tampered_images,
     write_notes,
 )
+from tests.pack_error_cases import PACK_CASES
+from tests.preflight_error_cases import DATA_CASES
 from tests.token_error_cases import TOKEN_CASES
 
 
@@ -230,6 +233,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              given="mine.txt", where="protocol's file", remedy="ends in .yaml"),
     ),
     "Tokens": tuple(Case(**case) for case in TOKEN_CASES),
+    "Data sets": tuple(Case(**case) for case in (*DATA_SET_CASES, *DATA_CASES)),
+    "Packed images": tuple(Case(**case) for case in PACK_CASES),
     "Machine, data and work dir": (
         Case(title="everything that fair300 needs", command="--protocol fair300", given="imagenet-1k",
              where="protocol fair300 cannot run here", remedy="https://image-net.org"),

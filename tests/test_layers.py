@@ -76,6 +76,8 @@ def test_the_entry_script_only_calls_the_command_line() -> None:
         ["status", "--protocol", "mini", "--work-dir", "none"],
         ["explain", "fair300"],
         ["completion", "bash"],
+        ["data", "fashion-mnist-12k", "--decode", "5"],
+        ["--protocol", "fair300", "--work-dir", "none"],
         ["report", "--protocol", "mini", "--work-dir", "none"],
         ["gallery", "--protocol", "mini", "--work-dir", "none"],
     ],

@@ -17,8 +17,11 @@ from benchmark.commands.options import Parser
 COMMANDS = {
     "run": "run",
     "plan": "plan",
+    "pack": "pack",
     "tokenize": "tokenize",
+    "data": "data",
     "verify": "verify",
+    "validate": "validate",
     "status": "status",
     "report": "report",
     "gallery": "gallery",
@@ -26,6 +29,7 @@ COMMANDS = {
     "list": "names",
     "fork": "fork",
     "lock": "lock",
+    "cell": "cell",
     "completion": "completion",
 }
 

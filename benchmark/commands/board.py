@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from benchmark.survey import present_sources
+from leaderboard.record import Record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
@@ -32,3 +33,10 @@ def show_board(work_dir: Path, protocol: Protocol, *, out: Path | None = None, a
         return
     print(report.terminal)
     print(f"\npage: {os.path.relpath(report.paths['index.html'])}")
+
+
+def show_classifier(record: Record) -> None:
+    """Print what was measured of one classifier that was trained elsewhere."""
+    from leaderboard.validation_view import summary
+
+    print(summary(record))

@@ -8,6 +8,7 @@ import shtab
 
 from benchmark.commands import COMMANDS, load_command
 from benchmark.commands.options import Parser
+from benchmark.inputs import EMBEDDED_SETS, EXTERNAL_SETS
 from methods import list_methods
 from protocols import list_protocols, load_protocol
 from tokenizers import list_tokenizers
@@ -67,6 +68,7 @@ def _add_names(parser: Parser) -> None:
 
     names = {
         "protocol": list_protocols(),
+        "data_set": [*EMBEDDED_SETS, *EXTERNAL_SETS],
         "methods": list_methods(),
         "tokenizers": sorted({*list_tokenizers(), *of_protocols("tokenizers")}),
         **{kind: of_protocols(kind) for kind in ("trunks", "evaluations", "views")},
@@ -74,5 +76,7 @@ def _add_names(parser: Parser) -> None:
     for action in parser._actions:
         if action.dest in names and action.choices is None:
             action.choices = names[action.dest]
+        if action.dest == "manifest":
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
         if action.dest in ("work_dir", "data_root", "out"):
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

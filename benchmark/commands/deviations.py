@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from benchmark.commands.options import check_asked_work_dir
-from benchmark.plan import Cell, Selection, make_plan
+from benchmark.commands.options import check_asked_work_dir, read_selection
+from benchmark.plan import Cell, Selection, make_plan, mark_modified
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.load import value_at
@@ -23,6 +23,15 @@ def planned(protocol: Protocol, selection: Selection, *, given: str) -> list[Cel
         make_plan(load_protocol(given), selection)  # what is wrong without --set too is said without it
         flags = " ".join(f"--set {one}" for one in protocol.deviations)
         raise type(error)(f"{flags}: {error}") from None
+
+
+def chosen_cells(options: Namespace) -> tuple[Protocol, Selection, list[Cell]]:
+    """The protocol with what --set changes, the selection, and its cells, those that --set moves marked."""
+    protocol, selection = read_selection(options)
+    plan = planned(protocol, selection, given=options.protocol)
+    if options.set and protocol.deviations:
+        plan = mark_modified(plan, load_protocol(options.protocol), selection)
+    return protocol, selection, plan
 
 
 def lines_of_set(options: Namespace, protocol: Protocol, selection: Selection) -> list[str]:

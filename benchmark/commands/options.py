@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from benchmark.layout import check_work_dir
 from benchmark.plan import Selection, select
+from benchmark.runtime import CHECKPOINT_SECONDS
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
@@ -123,6 +124,76 @@ def add_selection(parser: Parser) -> None:
         metavar="SLICE.FIELD=VALUE",
         help="change a protocol value to explore; such cells are marked modified and shown apart",
     )
+
+
+def add_runtime(parser: Parser) -> None:
+    """How cells run: what moves no number, but for the arithmetic of the device and the precision."""
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: GPUs if any")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast (default: fp32)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="data-loading processes for each process of a cell (default: 0)",
+    )
+    parser.add_argument(
+        "--images",
+        choices=["auto", "packed", "files"],
+        default="auto",
+        help="where pre-training reads pixels; auto: packed images if there are any (see pack)",
+    )
+    parser.add_argument(
+        "--accumulation",
+        type=int,
+        metavar="N",
+        help="micro-batches that make up a process's share of a global batch (default: as memory asks)",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=CHECKPOINT_SECONDS,
+        metavar="S",
+        help=f"seconds between checkpoints (default: {CHECKPOINT_SECONDS:.0f})",
+    )
+
+
+def add_spread(parser: Parser) -> None:
+    """How a run's cells are spread over the machine."""
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="processes side by side (default: one per GPU, or per core)"
+    )
+    parser.add_argument(
+        "--gpus-per-cell",
+        type=int,
+        metavar="N",
+        help="processes that share a cell, each with a GPU (default: as many as its memory needs)",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        help="none: one process a cell; pytorch: torchrun for cells of several; slurm: see --cluster",
+    )
+
+
+def check_runtime(options: Namespace) -> None:
+    """HarnessError for a number of `add_runtime` that makes no sense."""
+    check_least(
+        ("--workers", options.workers, 0),
+        ("--checkpoint-seconds", options.checkpoint_seconds, 0),
+        ("--accumulation", options.accumulation, 1),
+        ("--jobs", getattr(options, "jobs", None), 1),
+        ("--gpus-per-cell", getattr(options, "gpus_per_cell", None), 1),
+    )
+
+
+def check_least(*numbers: tuple[str, float | None, int]) -> None:
+    """HarnessError for the first (flag, given, least) that is given as less than its least, or no number."""
+    for flag, given, least in numbers:
+        if given is not None and not least <= given < float("inf"):
+            raise HarnessError(f"{flag} must be {least} or more, got {given:g}")
 
 
 def read_selection(options: Namespace) -> tuple[Protocol, Selection]:

@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
 
+from benchmark.cell_command import cell_arguments
+from benchmark.cluster_file import load_cluster_file
 from benchmark.commands.board import show_board
-from benchmark.commands.deviations import idle_lines, planned
-from benchmark.commands.options import Parser, add_protocol, add_selection, read_selection
-from benchmark.execute import Stopped, execute
+from benchmark.commands.deviations import chosen_cells, idle_lines
+from benchmark.commands.options import (
+    Parser,
+    add_protocol,
+    add_runtime,
+    add_selection,
+    add_spread,
+    check_runtime,
+)
+from benchmark.commands.submit import (
+    add_cluster,
+    check_cluster,
+    check_not_queued,
+    cluster_runtime,
+    submit,
+)
+from benchmark.commands.text import paragraph
+from benchmark.execute import Placement, Stopped, execute
 from benchmark.layout import check_work_dir
-from benchmark.plan import mark_modified
-from benchmark.preflight import check_batches, check_images, check_inputs, world_size
+from benchmark.measure_steps import measure_steps
+from benchmark.placement import place
+from benchmark.plan import Cell
+from benchmark.preflight import preflight
 from benchmark.progress import choose_display
-from benchmark.runtime import CHECKPOINT_SECONDS, detect_runtime
-from benchmark.survey import survey
+from benchmark.runtime import Runtime, count_gpus, detect_runtime
+from benchmark.step_costs import StepCosts, known_costs
+from benchmark.survey import CellState, survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
+from protocols.schema import Protocol
 
 SUMMARY = "run what is not done yet, then show the board (needs no name)"
 DESCRIPTION = """\
@@ -26,13 +49,17 @@ board. The same command again goes on where it stopped.
 other commands, each with its own --help:
   plan        what a command would run, in which order, at what cost
   status      which cells are done, failed, stale, running or to do
+  data        is a data set whole? its manifest
+  pack        decode the images of pre-training once, for all methods
   tokenize    token stores alone, in one or many processes
   verify      is a token store whole, and do its images give its tokens?
+  validate    a fine-tuned classifier from a file, measured as it is
   report      the board again, from the records alone
   gallery     image patches that carry a code, from a token store
   explain     every value of a protocol, and who says so
   list        protocols, methods, tokenizers, trunks, evaluations, views
   fork, lock  a protocol of your own; release one
+  cell        one cell in this process: what launchers and clusters start
   completion  completion of commands, options and names for a shell
 
 examples:
@@ -40,6 +67,8 @@ examples:
   python run_benchmark.py --protocol mini --methods mim mapet --seeds 0 1 2
   python run_benchmark.py --protocol mini --set pretraining.peak_lr=1e-3
   python run_benchmark.py plan --protocol fair300 --methods all
+  python run_benchmark.py --protocol fair300 --data-root DIR --workers 8 \\
+      --precision bf16 --cluster cluster.yaml --dry-run
 
 exit codes: 0 all done; 1 some cell failed; 2 usage, or something is missing;
 3 the protocol would be violated, or differs from its lock; 130 and 143
@@ -52,29 +81,16 @@ def add_arguments(parser: Parser) -> None:
     """Which cells, and how to run them."""
     add_protocol(parser)
     add_selection(parser)
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: GPUs if any")
+    add_runtime(parser)
+    add_spread(parser)
+    add_cluster(parser)
     parser.add_argument(
-        "--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast (default: fp32)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="data-loading processes for each cell (default: 0)",
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="cells side by side (default: one per GPU, or per core)"
-    )
-    parser.add_argument(
-        "--accumulation", type=int, default=1, metavar="N", help="micro-batches that make up a global batch"
-    )
-    parser.add_argument(
-        "--checkpoint-seconds",
-        type=float,
-        default=CHECKPOINT_SECONDS,
-        metavar="S",
-        help=f"seconds between checkpoints (default: {CHECKPOINT_SECONDS:.0f})",
+        "--manifest",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="manifests of data sets, where they do not lie beside the data (see data)",
     )
     parser.add_argument("--redo-failed", action="store_true", help="run failed cells again")
     parser.add_argument("--redo-stale", action="store_true", help="run stale cells again (see status)")
@@ -82,38 +98,43 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Check everything, run, show the board."""
-    for flag, given, least in (
-        ("--workers", options.workers, 0),
-        ("--checkpoint-seconds", options.checkpoint_seconds, 0),
-        ("--accumulation", options.accumulation, 1),
-        ("--jobs", options.jobs, 1),
-    ):
-        if given is not None and not least <= given < float("inf"):
-            raise HarnessError(f"{flag} must be {least} or more, got {given:g}")
-    protocol, selection = read_selection(options)
-    plan = planned(protocol, selection, given=options.protocol)
+    """Check everything, run or submit, show the board."""
+    check_runtime(options)
+    check_cluster(options)
+    protocol, selection, plan = chosen_cells(options)
     if options.set:
-        original = load_protocol(options.protocol)
-        if protocol.deviations:
-            plan = mark_modified(plan, original, selection)
-        for line in idle_lines(options, original, selection):
+        for line in idle_lines(options, load_protocol(options.protocol), selection):
             print(line, file=sys.stderr)
-    runtime = detect_runtime(
-        device=options.device,
-        workers=options.workers,
-        precision=options.precision,
-        jobs=options.jobs,
-        processes=world_size(),
-        accumulation=options.accumulation,
-        checkpoint_seconds=options.checkpoint_seconds,
-    )
-    check_batches(plan, protocol, runtime)
+    cluster = None if options.cluster is None else load_cluster_file(options.cluster)
+    runtime = _runtime(options) if cluster is None else cluster_runtime(options, cluster)
     check_work_dir(options.work_dir)
     states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
-    check_inputs(states, protocol)
-    check_images(plan, protocol)
     stale = [one for one in states if one.state == "stale"]
+    if cluster is None:
+        check_not_queued(options, protocol)
+    costs = _costs(options, plan, protocol, runtime, states, is_here=cluster is None)
+    memory = costs.machine.memory_bytes if costs is not None else None
+    gpus = count_gpus() if cluster is None else runtime.jobs
+    placement = Placement(
+        of=lambda cell: place(cell, protocol, runtime, costs=costs, memory_bytes=memory, gpus=gpus),
+        words=lambda cell, one: cell_arguments(options, cell.id, one),
+    )
+    report = preflight(
+        plan,
+        protocol,
+        runtime,
+        options.work_dir,
+        states,
+        options.data_root,
+        manifest=options.manifest,
+        runtime_of=placement.of,
+        costs=costs,
+    )
+    if not options.quiet:
+        for line in report.lines():
+            print(paragraph(line, rest="  "), file=sys.stderr)
+    if cluster is not None:
+        return submit(options, protocol, states, cluster, runtime_of=placement.of)
     try:
         with choose_display(
             quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name
@@ -128,6 +149,7 @@ def run(options: Namespace) -> int:
                 redo_stale=options.redo_stale,
                 stale={one.cell.id for one in stale},
                 data_root=options.data_root,
+                placement=placement,
             )
     except Stopped as stopped:
         print(
@@ -151,3 +173,44 @@ def run(options: Namespace) -> int:
             file=sys.stderr,
         )
     return FAILED if failed else DONE
+
+
+def _runtime(options: Namespace) -> Runtime:
+    """This machine's. HarnessError if --launcher contradicts the other options."""
+    several = options.gpus_per_cell
+    if options.launcher == "slurm":
+        raise HarnessError("--launcher slurm: give --cluster FILE.yaml, which says what to ask Slurm for")
+    if options.launcher == "none" and several is not None and several > 1:
+        raise HarnessError(
+            f"--launcher none starts one process a cell, and --gpus-per-cell {several} asks for more; "
+            "leave one of them out"
+        )
+    return detect_runtime(
+        device=options.device,
+        workers=options.workers,
+        precision=options.precision,
+        jobs=options.jobs,
+        accumulation=options.accumulation or 1,
+        checkpoint_seconds=options.checkpoint_seconds,
+        images=options.images,
+        gpus_per_cell=1 if options.launcher == "none" else several,
+    )
+
+
+def _costs(
+    options: Namespace,
+    plan: Sequence[Cell],
+    protocol: Protocol,
+    runtime: Runtime,
+    states: Sequence[CellState],
+    *,
+    is_here: bool,
+) -> StepCosts | None:
+    """What one step of each cell takes: on GPUs of this machine measured where it is not known yet."""
+    if not is_here or runtime.device == "cpu" or any(one.missing for one in states):
+        return known_costs(options.work_dir, protocol.name, runtime)
+    done = {one.cell.id for one in states if one.state == "done"}
+    cells = [cell for cell in plan if cell.id not in done]
+    return measure_steps(
+        cells, protocol, options.work_dir, runtime, report=lambda line: print(line, file=sys.stderr)
+    )

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.commands.card import card_text
-from benchmark.commands.deviations import planned
-from benchmark.commands.options import Parser, add_protocol, read_selection
+from benchmark.commands.deviations import chosen_cells
+from benchmark.commands.options import Parser, add_protocol, check_least
 from benchmark.commands.text import width
 from benchmark.encoding_progress import choose_phase_display
 from benchmark.execute import POLL_SECONDS, Display, Stopped, execute
 from benchmark.layout import check_work_dir
-from benchmark.plan import Cell, mark_modified
+from benchmark.plan import Cell
 from benchmark.preflight import check_inputs, check_parts, world_size
 from benchmark.runtime import Runtime, detect_runtime
 from benchmark.survey import CellState, present_sources, survey
 from leaderboard.record import Record
-from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
@@ -84,13 +83,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Check, make the stores, print their cards."""
-    for flag, given, least in (("--workers", options.workers, 0), ("--jobs", options.jobs, 1)):
-        if given is not None and given < least:
-            raise HarnessError(f"{flag} must be {least} or more, got {given}")
-    protocol, selection = read_selection(options)
-    plan = planned(protocol, selection, given=options.protocol)
-    if options.set and protocol.deviations:
-        plan = mark_modified(plan, load_protocol(options.protocol), selection)
+    check_least(("--workers", options.workers, 0), ("--jobs", options.jobs, 1))
+    protocol, _, plan = chosen_cells(options)
     plan = [cell for cell in plan if cell.stage == "tokenise"]
     processes = world_size()
     runtime = detect_runtime(

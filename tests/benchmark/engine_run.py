@@ -76,13 +76,13 @@ def run(
     )  # fmt: skip
     optimizer = build_optimizer(method, recipe, undecayed=method.no_weight_decay())
     training = Training(
-        model=PretrainingObjective(method),
+        model=PretrainingObjective(method, mean=protocol.data.mean, std=protocol.data.std),
         data=StepDataset(
             steps,
             PretrainingBatches(
                 method,
                 protocol,
-                pixels=generator.integers(256, size=(images, 3, 28, 28)).astype(np.uint8),
+                read=generator.integers(256, size=(images, 3, 28, 28)).astype(np.uint8).__getitem__,
                 sample_ids=np.arange(images),
                 tokens=generator.integers(16, size=(images, 16)).__getitem__,
                 seed=0,

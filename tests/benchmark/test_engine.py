@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +16,7 @@ from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.engine import Training, TrainingDiverged, train
 from benchmark.runtime import Runtime
 from protocols.errors import HarnessError, ProtocolViolation
+from tests.benchmark.forked_ranks import in_processes
 
 SCRIPT = Path(__file__).parent / "engine_run.py"
 
@@ -102,34 +101,24 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     assert exact["weights"].keys() == half["weights"].keys()
 
 
-def launch(folder: Path, *arguments: object, processes: int = 1) -> list[subprocess.Popen[bytes]]:
+def train_rank(rank: int, port: int, folder: Path, method: str, drop_path: float, *rest: object) -> None:
+    """One of two processes of engine_run.py; `rest` are its precision and perhaps the step to stop at."""
+    accumulation, workers = 1, 0
+    arguments = (folder, method, drop_path, 2, rank, accumulation, workers, *rest)
+    _script().main([str(one) for one in arguments])
+
+
+def train_as_two(folder: Path, *arguments: object) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "rendezvous").unlink(missing_ok=True)
-    method, drop_path, accumulation, *rest = arguments
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(SCRIPT),
-                *map(str, (folder, method, drop_path, processes, rank, accumulation, *rest)),
-            ],
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(processes)
-    ]
-
-
-def finish(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()[-2000:]
+    in_processes(train_rank, folder, *arguments, processes=2)
 
 
 def test_two_processes_and_accumulation_give_the_same_training(tmp_path: Path) -> None:
     """BEiT's counts differ per image, so a mean of means would drift apart. Drop path is 0."""
     one = run(tmp_path / "one", "beit", drop_path=0.0)
     accumulated = run(tmp_path / "accumulated", "beit", drop_path=0.0, accumulation=4)
-    finish(launch(tmp_path / "two", "beit", 0.0, 2, 0, "fp32", processes=2))
+    train_as_two(tmp_path / "two", "beit", 0.0, "fp32")
     two = torch.load(tmp_path / "two" / "result.pt", weights_only=True)
     curve = [line["loss"] for line in metrics(tmp_path / "one")]
     for name, other in (("accumulated", accumulated), ("two", two)):
@@ -139,10 +128,10 @@ def test_two_processes_and_accumulation_give_the_same_training(tmp_path: Path) -
 
 
 def test_two_stopped_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
-    finish(launch(tmp_path / "whole", "mapet", 0.3, 1, 0, "fp32", processes=2))
-    finish(launch(tmp_path / "parts", "mapet", 0.3, 1, 0, "fp32", 13, processes=2))
+    train_as_two(tmp_path / "whole", "mapet", 0.3, "fp32")
+    train_as_two(tmp_path / "parts", "mapet", 0.3, "fp32", 13)
     assert not (tmp_path / "parts" / "result.pt").exists()
-    finish(launch(tmp_path / "parts", "mapet", 0.3, 1, 0, "fp32", processes=2))
+    train_as_two(tmp_path / "parts", "mapet", 0.3, "fp32")
     whole, parts = (
         torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("whole", "parts")
     )

@@ -14,10 +14,12 @@ from benchmark.checkpoint import save_checkpoint, save_weights
 from benchmark.classification import write_predictions
 from benchmark.data import open_part
 from benchmark.forecast import (
+    FEATURE_WIDTHS,
     RECORD_BYTES,
     accelerator_hours,
     disk_use,
     method_parameters,
+    packed_images_bytes,
     reported_hours,
     trunk_parameters,
     wall_hours,
@@ -28,6 +30,8 @@ from methods.trunk import build_trunk
 from protocols import load_protocol
 from protocols.schema import Part, Protocol, TrunkSpec
 from tests.error_settings import TINY, finished_run
+from tokenizers.open_clip_features import OpenClipFeatures
+from tokenizers.weights_files import clip_file
 
 HOUR = 3.6e15  # FLOPs of one hour at one TFLOP/s
 PRETRAINED = [name for name in list_methods() if method_spec(name).pretrains]
@@ -49,8 +53,15 @@ def cell(name: str, hours: float, *parents: Cell) -> Cell:
     )
 
 
-def wall(cells: Sequence[Cell], accelerators: int) -> float:
-    return wall_hours(cells, teraflops=1.0, accelerators=accelerators)
+def wall(cells: Sequence[Cell], accelerators: int, **taken: int) -> float:
+    hours = {cell.id: accelerator_hours(cell.train_flops, teraflops=1.0) for cell in cells}
+    names = {dict(cell.slices).popitem()[0]: cell.id for cell in cells}
+    return wall_hours(
+        cells,
+        hours=hours,
+        accelerators=accelerators,
+        taken={names[name]: number for name, number in taken.items()},
+    )
 
 
 def test_hours_are_flops_over_the_rate() -> None:
@@ -99,6 +110,30 @@ def test_cells_that_cost_nothing_take_no_time() -> None:
     tokens = cell("tokens", 0)
     children = [cell(f"child {number}", 1, tokens) for number in range(3)]
     assert wall([tokens, *children], 3) == pytest.approx(1)
+
+
+def test_a_cell_of_several_accelerators_waits_for_all_of_them() -> None:
+    """`wide` takes 2 h, four others 1 h each and one accelerator."""
+    wide, narrow = cell("wide", 2), [cell(f"n{number}", 1) for number in range(4)]
+    assert wall([wide, *narrow], 4, wide=1) == pytest.approx(2)
+    assert wall([wide, *narrow], 4, wide=3) == pytest.approx(3), "two beside it, then two"
+    assert wall([wide, *narrow], 4, wide=4) == pytest.approx(3), "all after it"
+    assert wall([wide, *narrow], 6, wide=4) == pytest.approx(2), "all beside it"
+
+
+def test_nothing_overtakes_a_cell_that_waits_for_accelerators() -> None:
+    """`first` holds one of 2 for 4 h; `wide` (3 h) of 2 is next, and the short ones wait behind it."""
+    cells = [cell("first", 4), cell("wide", 3), cell("short", 2), cell("shorter", 1)]
+    assert wall(cells, 2, wide=2) == pytest.approx(4 + 3 + 2)
+    with pytest.raises(ValueError, match="a cell takes 3 of 2"):
+        wall(cells, 2, wide=3)
+
+
+def test_a_child_of_a_wide_cell_starts_when_it_ends() -> None:
+    wide = cell("wide", 2)
+    child = cell("child", 1, wide)
+    assert wall([wide, child, cell("other", 3)], 2, wide=2) == pytest.approx(5)
+    assert wall([wide, child], 2, wide=2, child=2) == pytest.approx(3)
 
 
 def test_any_schedule_lies_within_its_bounds() -> None:
@@ -155,7 +190,8 @@ def test_disk_of_tokens_and_predictions_of_a_run(tmp_path: Path) -> None:
         (tokenise,) = cells_of(protocol, "tokenise")
         header = 128  # of an .npy file
         assert disk_use(tokenise, protocol).kept - RECORD_BYTES == tokens.stat().st_size - header
-        assert disk_use(tokenise, protocol).while_running == 0
+        # All shards are there until the store is written from them.
+        assert disk_use(tokenise, protocol).while_running == tokens.stat().st_size - header
         for stage in ("pretrain", "linear-probe"):
             (made,) = cells_of(protocol, stage, methods=["mim"])
             folder = tmp_path / "runs" / "tiny" / "cells" / made.id
@@ -214,6 +250,26 @@ def test_disk_of_an_evaluation_while_it_runs() -> None:
         None: 1_281_167 * 196 * 2 + RECORD_BYTES,
         "test": 50_000 * 196 * 2 + RECORD_BYTES,
     }
+
+
+def test_disk_of_the_features_that_a_codebook_is_fitted_on() -> None:
+    """4,194,304 x 4096 float16 while the paper's k-CLIP is fitted, for the pre-training images alone."""
+    protocol = load_protocol("fair300")
+    use = {(one.tokenizer, one.part): disk_use(one, protocol) for one in cells_of(protocol, "tokenise")}
+    tokens = 1_281_167 * 196 * 2
+    assert use["k-clip", None].while_running == tokens + 4_194_304 * 4096 * 2
+    assert use["vq-kd", None].while_running == tokens
+    assert use["k-clip", "test"].while_running == 50_000 * 196 * 2
+
+
+@pytest.mark.parametrize("model", FEATURE_WIDTHS)
+def test_feature_widths_are_those_of_the_networks(model: str) -> None:
+    wanted = clip_file({"model": model, "weights": "openai"})
+    assert OpenClipFeatures(model=model, image_size=64, wanted=wanted).width == FEATURE_WIDTHS[model]
+
+
+def test_disk_of_packed_images() -> None:
+    assert packed_images_bytes(load_protocol("fair300")) == 1_281_167 * 3 * 224 * 224
 
 
 def test_reported_hours_are_the_papers() -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from benchmark.augment import AugmentedBatches, MixedBatches, training_transform
 from benchmark.classification import Classification, backbone_of
 from benchmark.plan import make_plan, select
-from benchmark.transforms import color_jitter, normalise, random_flip, random_shift
+from benchmark.transforms import color_jitter, jitter_draws, normalise, random_flip, random_shift
 from methods.trunk import build_classifier
 from protocols.recipes import FineTuning
 from tokenizers.store import open_store
@@ -120,9 +120,10 @@ def test_pretraining_batches_are_jittered_images_with_their_own_tokens(line: Lin
         chosen = training.data.steps.positions(step)
         ids = torch.from_numpy(images.sample_ids[chosen])
         pixels = torch.from_numpy(images.pixels(data.image_size)[chosen])
-        jittered = color_jitter(pixels, ids, strength=0.4, epoch=step // 8, seed=3)
-        torch.testing.assert_close(batch["images"], normalise(jittered, data.mean, data.std))
-        assert not torch.allclose(batch["images"], normalise(pixels, data.mean, data.std), atol=0.01)
+        jittered = color_jitter(pixels, *jitter_draws(ids, strength=0.4, epoch=step // 8, seed=3))
+        seen = training.model.images(batch)  # type: ignore[operator]
+        torch.testing.assert_close(seen, normalise(jittered, data.mean, data.std))
+        assert not torch.allclose(seen, normalise(pixels, data.mean, data.std), atol=0.01)
         assert torch.equal(batch["tokens"], tokens[torch.from_numpy(chosen)])
         assert torch.equal(batch["pattern"], training.model.method.draw(ids, step // 8, 3))  # type: ignore[operator, union-attr]
 

@@ -274,8 +274,11 @@ def test_data_folders_are_looked_for_under_the_root(tmp_path: Path) -> None:
     plan = make_plan(protocol, select(protocol, methods=["scratch"]))
     (tmp_path / "imagenet-1k" / "train").mkdir(parents=True)
     (found,) = {one.missing for one in survey(plan, protocol, Path("nowhere"), data_root=tmp_path)}
+    folder = tmp_path / "imagenet-1k"
     assert [one.what for one in found] == [
-        "data set imagenet-1k: found, but this version of the harness reads it for nothing but tokens"
+        f"data set imagenet-1k: {folder} has no class folders in train, nor ILSVRC2012_img_train.tar",
+        f"data set imagenet-1k: {folder} has no class folders in val, nor ILSVRC2012_img_val.tar and "
+        "ILSVRC2012_devkit_t12.tar.gz",
     ]
     tokens = [cell for cell in make_plan(protocol, select(protocol)) if cell.stage == "tokenise"]
 
@@ -283,8 +286,10 @@ def test_data_folders_are_looked_for_under_the_root(tmp_path: Path) -> None:
         states = survey(tokens, protocol, Path("nowhere"), data_root=tmp_path)
         return {one.what for state in states for one in state.missing if one.what.startswith("data set")}
 
-    assert missing() == {f"data set imagenet-1k: no class folders in {tmp_path / 'imagenet-1k' / 'train'}"}
-    (tmp_path / "imagenet-1k" / "train" / "n01440764").mkdir()
+    assert missing() == {one.what for one in found}
+    (folder / "train" / "n01440764").mkdir()
+    assert missing() == {found[1].what}
+    (folder / "val" / "n01440764").mkdir(parents=True)
     assert missing() == set()
 
 

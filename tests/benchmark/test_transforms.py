@@ -37,7 +37,9 @@ def augmentations() -> dict[str, object]:
     return {
         "flip": lambda ids, i, **key: transforms.random_flip(images[i], ids, probability=0.5, **key),
         "shift": lambda ids, i, **key: transforms.random_shift(images[i], ids, padding=3, **key),
-        "jitter": lambda ids, i, **key: transforms.color_jitter(PIXELS[i], ids, strength=0.4, **key),
+        "jitter": lambda ids, i, **key: transforms.color_jitter(
+            PIXELS[i], *transforms.jitter_draws(ids, strength=0.4, **key)
+        ),
     }
 
 
@@ -84,7 +86,7 @@ def test_shift_moves_by_at_most_the_padding() -> None:
 
 def test_color_jitter_is_torchvisions_for_the_same_factors() -> None:
     strength = 0.4
-    ours = transforms.color_jitter(PIXELS, IDS, strength=strength, epoch=1, seed=2)
+    ours = transforms.color_jitter(PIXELS, *transforms.jitter_draws(IDS, strength=strength, epoch=1, seed=2))
     draws = transforms.uniform(IDS, epoch=1, seed=2, stream=transforms.JITTER, count=6)
     adjust = (tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation)
     for index in range(4):
@@ -95,9 +97,20 @@ def test_color_jitter_is_torchvisions_for_the_same_factors() -> None:
         torch.testing.assert_close(
             ours[index], image, atol=2e-3, rtol=0
         )  # torchvision rounds its luma weights
-    assert torch.equal(
-        transforms.color_jitter(PIXELS, IDS, strength=0.0, epoch=1, seed=2), PIXELS.float() / 255
-    )
+    nothing = transforms.jitter_draws(IDS, strength=0.0, epoch=1, seed=2)
+    assert torch.equal(transforms.color_jitter(PIXELS, *nothing), PIXELS.float() / 255)
+
+
+@pytest.mark.parametrize("step", ["jitter", "normalise"])
+def test_what_a_training_device_does_needs_nothing_of_another_device(step: str) -> None:
+    """A tensor of the CPU among those of a GPU would be an error; the meta device stands in for one."""
+    factors, order = transforms.jitter_draws(IDS, strength=0.4, epoch=1, seed=2)
+    pixels = PIXELS.to("meta")
+    if step == "jitter":
+        out = transforms.color_jitter(pixels, factors.to("meta"), order.to("meta"))
+    else:
+        out = transforms.normalise(pixels, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    assert (out.device.type, out.dtype, out.shape) == ("meta", torch.float32, PIXELS.shape)
 
 
 def test_parts_have_stable_ids_and_digests() -> None:
@@ -115,7 +128,7 @@ def test_missing_images_are_named() -> None:
     with pytest.raises(HarnessError, match=r"3990 to 4010 of test, which has 4000"):
         open_part("fashion-mnist-12k", "test", Part(split="test", start=3990, count=20))
     with pytest.raises(HarnessError, match="did you mean 'fashion-mnist-12k'"):
-        open_part("fashion-mnist", "test", Part(split="test", start=0, count=20))
+        open_part("fashion-mnist-12", "test", Part(split="test", start=0, count=20))
     mini = load_protocol("mini").data
     with pytest.raises(HarnessError, match="4000 images, 4001"):
         open_part(mini.name, "test", mini.test).first(4001)

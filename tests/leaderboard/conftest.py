@@ -36,6 +36,7 @@ SECONDS = {
     "finetune": 40.0,
     "linear-probe": 20.0,
     "token-classification": 5.0,
+    "validate": 30.0,
 }
 
 

@@ -25,9 +25,9 @@ SECONDS = 4.0
 BLOCK = 16
 
 
-def photograph() -> bytes:
+def photograph(seed: int = 0) -> bytes:
     """A 500 x 375 JPEG of soft shapes and some noise, quality 90."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     shapes = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC)).astype(int)
     pixels = (shapes + rng.integers(-12, 13, shapes.shape)).clip(0, 255).astype(np.uint8)

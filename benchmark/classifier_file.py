@@ -1,0 +1,234 @@
+"""A file with a fine-tuned classifier -> its weights under timm's names, without running what it says.
+
+Read are safetensors and what torch.save writes, today as a zip archive and before version 1.6 as pickles
+one after another; a pickle is read with `weights_only`. Beside the weights, checkpoints of training scripts
+hold arguments, optimiser states and scores: what is named for those below becomes a placeholder that can
+do nothing, and any other class or function is refused. The reader of tokenizers' weights
+(tokenizers/published.py) is stricter; its bytes are part of every token store's identity.
+
+Reference checkpoints of MaPeT have separate `attn.q` and `attn.kv` where timm has one `attn.qkv`.
+Shapes: D width, C classes.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protocols.errors import HarnessError
+from tokenizers.published import read_published
+
+# Entries of a checkpoint that hold weights: timm's scripts write the first two, DeiT's and MAE's the others.
+KEYS = ("state_dict", "state_dict_ema", "model", "model_ema")
+# What DistributedDataParallel and torch.compile put before every name.
+_WRAPPINGS = ("module.", "_orig_mod.")
+# What training scripts keep beside the weights: arguments, and scores as numpy numbers.
+_BESIDES = (
+    "argparse.Namespace",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+_ZIP_START = b"PK\x03\x04"
+_TAR_MARK, _TAR_MARK_AT = b"ustar", 257
+# All that torch and zipfile raise on files that are cut, altered or made up.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class _Beside:
+    """Stands for what lies beside the weights: takes anything, keeps nothing, does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFile:
+    """Weights under timm's names. `key` is the entry that held them, empty where the file is nothing else.
+
+    `changes` says what was done to names and tensors.
+    """
+
+    tensors: dict[str, Tensor]
+    key: str
+    changes: tuple[str, ...]
+
+
+def read_classifier(path: Path, *, key: str | None = None) -> ClassifierFile:
+    """The classifier in the file `path`, on the CPU; `key` names the entry where there are several.
+
+    Raises HarnessError for a file that is missing, damaged or names code, for one whose weights `key` or
+    its absence does not tell, and for q and kv that do not belong together.
+    """
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such file; give the file of a fine-tuned classifier")
+    if path.suffix == ".safetensors":
+        if key:
+            raise HarnessError(f"{path}: safetensors hold one set of weights; leave --key {key} away")
+        named, chosen = dict(read_published(path, sha256=None, accept_unknown=True)), ""
+    else:
+        named, chosen = _state_dict(path, _unpickled(path), key)
+    tensors = {name: _plain(path, name, value) for name, value in named.items()}
+    tensors, wrapping = _unwrapped(tensors)
+    joined = _joined(path, tensors)
+    changes = [f"{wrapping!r} before every name taken away"] if wrapping else []
+    if joined.keys() != tensors.keys():
+        changes.append("attn.q and attn.kv joined to timm's attn.qkv")
+    return ClassifierFile(tensors=joined, key=chosen, changes=tuple(changes))
+
+
+def _unpickled(path: Path) -> Any:
+    """Containers, numbers, text, tensors and placeholders. HarnessError for all that cannot be read."""
+    with path.open("rb") as stream:
+        start = stream.read(_TAR_MARK_AT + len(_TAR_MARK))
+    if start[_TAR_MARK_AT:] == _TAR_MARK:
+        raise HarnessError(
+            f"{path}: a tar archive of files; torch.save writes none, whatever its files are called: unpack "
+            "it, and give the file of weights in it"
+        )
+    is_zip = start.startswith(_ZIP_START)
+    try:
+        if is_zip:
+            _check_members(path)
+        with torch.serialization.safe_globals([(_Beside, name) for name in _BESIDES]):
+            # Asked first where torch can tell, so that all the names are listed.
+            refused = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else []
+            if refused:
+                raise _names_code(path, ", ".join(refused))
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except HarnessError:
+        raise
+    except _UNREADABLE as error:
+        refusal = re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
+        if refusal is not None:
+            raise _names_code(path, refusal[1]) from None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise HarnessError(f"{path}: cannot be read as weights ({first}); fetch it again") from None
+
+
+def _check_members(path: Path) -> None:
+    """BadZipFile for members that would take more memory than the file's size, as torch writes none."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    for member in members:
+        if member.filename.endswith("/constants.pkl"):
+            raise zipfile.BadZipFile("a TorchScript program, not weights")
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            raise zipfile.BadZipFile(f"{member.filename} is compressed")
+    # Members that overlap each other could be many times the file.
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise zipfile.BadZipFile("its members are larger than the file")
+
+
+def _names_code(path: Path, names: str) -> HarnessError:
+    return HarnessError(
+        f"{path}: names {names}, which is no part of a file of weights; nothing of it was run; fetch the "
+        "published file, or save its state dict alone, as safetensors"
+    )
+
+
+def _state_dict(path: Path, content: Any, key: str | None) -> tuple[dict[Any, Any], str]:
+    """The entry called `key`, or the only one of KEYS, or all of the file where it has none of them."""
+    if not isinstance(content, Mapping):
+        raise HarnessError(f"{path}: holds {_kind(content)}, not named tensors; fetch the published file")
+    entries = [name for name, value in content.items() if isinstance(value, Mapping) and value]
+    if key is not None:
+        if key not in entries:
+            known = ", ".join(str(name) for name in entries) or "none"
+            raise HarnessError(
+                f"{path}: --key {key} names no entry with weights; entries that could be: {known}"
+            )
+        return dict(content[key]), key
+    held = [name for name in KEYS if name in entries]
+    if len(held) > 1:
+        raise HarnessError(
+            f"{path}: holds several sets of weights, {', '.join(held)}; which one is meant would be a "
+            f"guess: choose it with --key, such as --key {held[0]}"
+        )
+    return (dict(content[held[0]]), held[0]) if held else (dict(content), "")
+
+
+def _plain(path: Path, name: Any, value: Any) -> Tensor:
+    is_plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+    if not isinstance(name, str) or not is_plain or value.is_quantized:
+        raise HarnessError(
+            f"{path}: {name} is {_kind(value)}, not a plain tensor; the weights may lie in an entry of their "
+            "own: choose it with --key"
+        )
+    tensor: Tensor = value.detach()
+    return tensor
+
+
+def _kind(value: Any) -> str:
+    return "an object of another class" if isinstance(value, _Beside) else type(value).__name__
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors without what stands before every name, and what that was."""
+    taken = ""
+    named = dict(tensors)
+    while named:
+        found = [one for one in _WRAPPINGS if all(name.startswith(one) for name in named)]
+        if not found:
+            break
+        taken += found[0]
+        named = {name.removeprefix(found[0]): tensor for name, tensor in named.items()}
+    return named, taken
+
+
+def _joined(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """q (D, ...) and kv (2D, ...) -> timm's qkv (3D, ...), rows in that order; weights and biases alike."""
+    joined: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        at = re.fullmatch(r"(.+\.attn\.)(q|kv)(\.weight|\.bias)", name)
+        if at is None:
+            joined[name] = tensor
+            continue
+        before, part, kind = at.groups()
+        whole, partner = f"{before}qkv{kind}", f"{before}{'kv' if part == 'q' else 'q'}{kind}"
+        if whole in tensors:
+            raise HarnessError(f"{path}: {whole} stands beside {name}, which says the same; fetch it again")
+        if partner not in tensors:
+            raise HarnessError(f"{path}: {name} stands without {partner}; fetch the published file")
+        if part == "kv":
+            continue
+        other = tensors[partner]
+        if tensor.ndim == 0 or other.shape != (2 * tensor.shape[0], *tensor.shape[1:]):
+            raise HarnessError(
+                f"{path}: {name} {tuple(tensor.shape)} and {partner} {tuple(other.shape)} do not belong "
+                "together: kv has twice the rows of q; fetch the published file"
+            )
+        joined[whole] = torch.cat([tensor, other])
+    return joined

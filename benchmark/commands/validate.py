@@ -1,0 +1,164 @@
+"""`validate CHECKPOINT`: a fine-tuned classifier, measured as it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmark.commands.board import show_classifier
+from benchmark.commands.options import Parser, check_least, protocol_argument
+from benchmark.data import open_part
+from benchmark.layout import check_work_dir
+from benchmark.published_classifiers import publication
+from benchmark.runtime import detect_runtime
+from benchmark.validation import Validation, finetuning, finished
+from leaderboard.record import Record
+from protocols import load_protocol
+from protocols.errors import HarnessError
+from protocols.files import sha256_of_file
+
+SUMMARY = "measure a fine-tuned classifier from a file, as it is"
+DESCRIPTION = """\
+Measure a fine-tuned classifier as it is: the files that the paper's authors
+released (docs/validate.md lists them), or any ViT of timm with the sizes of
+one of the protocol's trunks. The images, their transform and the pooling are
+those of the protocol's fine-tuning. Nothing in the file is run.
+
+Prints top-1 and top-5, beside what the paper reports of the file, and keeps a
+record, marked imported, which every report shows in a section of its own.
+The same file on the same images is not measured twice; --redo does.
+
+examples:
+  python run_benchmark.py validate vit_standard_tiny_patch16_224_KCLIP.tar \\
+      --trunk vit-t --data-root DIR
+  python run_benchmark.py validate model_best.pth.tar --trunk vit-b \\
+      --data-root DIR --key state_dict_ema --workers 8
+
+exit codes: 0 measured; 2 the file or the images are missing, damaged or do
+not fit; 130 interrupted, with nothing kept
+"""
+MEASURED = 0
+DEFAULT_BATCH = 250
+
+
+def add_arguments(parser: Parser) -> None:
+    """Which file, on which images, how."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the classifier's file")
+    parser.add_argument("--trunk", required=True, metavar="NAME", help="its trunk, one of the protocol's")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets")
+    parser.add_argument(
+        "--protocol",
+        default="fair300",
+        type=protocol_argument,
+        help="a name (see list protocols) or a .yaml file (default: fair300)",
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("runs"), help="where results are (default: runs)"
+    )
+    parser.add_argument(
+        "--key", metavar="NAME", help="the entry of the file that holds the weights, where it has several"
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=["patch-mean", "class-token"],
+        default="patch-mean",
+        help="what its head classifies (default: patch-mean, as the protocol's fine-tuning)",
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if any"
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast (default: fp32)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read images (default: 0)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=DEFAULT_BATCH,
+        metavar="N",
+        help=f"images at a time (default: {DEFAULT_BATCH})",
+    )
+    parser.add_argument("--redo", action="store_true", help="measure it though there is a record")
+    parser.add_argument("--json", action="store_true", help="the record on standard output")
+
+
+def run(options: Namespace) -> int:
+    """Find out what is asked, measure it unless that was done, show it."""
+    check_least(("--workers", options.workers, 0), ("--batch", options.batch, 1))
+    validation = _asked(options)
+    check_work_dir(options.work_dir)
+    record = None if options.redo else finished(validation, options.work_dir)
+    was_there = record is not None
+    if record is None:
+        record = _measured(validation, options)
+    if options.json:
+        print(json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False))
+        return MEASURED
+    show_classifier(record)
+    paper = publication()
+    known = paper.files.get(validation.checkpoint.name)
+    if known is not None and validation.reported_top1_percent is None:
+        print(
+            f"  the paper reports {known.top1_percent} % of a file of this name, on {paper.images:,} images "
+            f"of {paper.data_set} with {known.trunk}: not compared"
+        )
+    again = "measured before, --redo measures it again: " if was_there else ""
+    print(f"  {again}{os.path.relpath(validation.folder(options.work_dir))}")
+    return MEASURED
+
+
+def _asked(options: Namespace) -> Validation:
+    """File, images and protocol. HarnessError for what is missing, before anything takes time."""
+    path, trunk = options.checkpoint, options.trunk.lower()
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such file; give the file of a fine-tuned classifier")
+    protocol = load_protocol(options.protocol)
+    part = finetuning(protocol, trunk).evaluated_part
+    data = protocol.data
+    images = open_part(data.name, part, data.parts[part], data_root=options.data_root)
+    return Validation(
+        checkpoint=path,
+        sha256=sha256_of_file(path),
+        protocol=protocol,
+        trunk=trunk,
+        images=images,
+        pooling=options.pooling,
+        key=options.key,
+        runtime=detect_runtime(
+            device=options.device, workers=options.workers, precision=options.precision, jobs=1
+        ),
+    )
+
+
+def _measured(validation: Validation, options: Namespace) -> Record:
+    """The record of the evaluation, made now, by one process at a time."""
+    with _exclusive(validation.folder(options.work_dir)):
+        # Imported late: torch takes seconds, which no mistake should have to wait for.
+        from benchmark.classifier_evaluation import evaluate
+
+        return evaluate(validation, options.work_dir, batch=options.batch)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """The cell's lock, which the kernel drops with its owner. A folder in which nothing came to be goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HarnessError(f"another process measures this file in {folder}; wait for it") from None
+        try:
+            yield
+        finally:
+            if list(folder.iterdir()) == [path]:
+                path.unlink()
+                folder.rmdir()

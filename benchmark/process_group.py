@@ -1,0 +1,53 @@
+"""The processes that train one cell together: joining, leaving, and what each of them is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from benchmark.peers import Peers
+from protocols.errors import HarnessError
+
+# One process may read all images of an evaluation before the first collective operation; a hang ends here.
+TIMEOUT = timedelta(minutes=60)
+
+
+class ShareDone(Exception):
+    """This process has done its share of a training; the first one exports, measures and records."""
+
+
+def join(peers: Peers, *, device: str) -> None:
+    """Make the process group of a cell's training; nothing to do for a process that is alone."""
+    if peers.store is None:
+        return
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=dist.PrefixStore("training", peers.store),
+        rank=peers.rank,
+        world_size=peers.processes,
+        timeout=TIMEOUT,
+    )
+
+
+def process_rank() -> int:
+    """This process's number in its group, 0 where there is none."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def process_count() -> int:
+    """Processes that train together, 1 where there is no group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_same_start(step: int) -> None:
+    """HarnessError unless every process goes on from the same step: they must see the same checkpoints."""
+    if process_count() == 1:
+        return
+    steps: list[int] = [0] * process_count()
+    dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise HarnessError(
+            f"the processes of this cell go on from different steps ({', '.join(map(str, steps))}); they "
+            "must share the work dir, and see it alike: wait for the file system, or take another one"
+        )
