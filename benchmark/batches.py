@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from methods.patterns import keyed_hash
 from protocols.errors import HarnessError
@@ -61,7 +61,7 @@ class Steps:
         return cached[1]
 
 
-class StepDataset(Dataset[list[Batch]]):
+class StepDataset(Dataset[list[Batch] | HarnessError]):
     """Item t = this process's micro-batches of step t, one for each accumulation step."""
 
     def __init__(
@@ -76,6 +76,12 @@ class StepDataset(Dataset[list[Batch]]):
         self.steps, self.make_batch = steps, make_batch
         self.micro_batch, self.rank, self.processes = micro_batch, rank, processes
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> list[Batch] | HarnessError:
+        """A loader's worker gives a user's error back: raised there, it would arrive as another one."""
         chunks = self.steps.positions(step).reshape(-1, self.processes, self.micro_batch)
-        return [self.make_batch(chunk, self.steps.epoch(step)) for chunk in chunks[:, self.rank]]
+        try:
+            return [self.make_batch(chunk, self.steps.epoch(step)) for chunk in chunks[:, self.rank]]
+        except HarnessError as error:
+            if get_worker_info() is None:
+                raise
+            return error

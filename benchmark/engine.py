@@ -187,6 +187,8 @@ class _StepLoop(BaseLoop):
         runner.model.train()
         self._started = time.perf_counter()
         for micro_batches in runner.loader(self.step):
+            if isinstance(micro_batches, HarnessError):
+                raise micro_batches
             key = torch.tensor([runner.rank])
             torch.manual_seed(int(keyed_hash(training.seed, self.step, key, stream=DROP_PATH)))
             training.schedule.step_update(self.step)
@@ -346,7 +348,7 @@ class _Shell(Runner):
             experiment_name=f"training-{next(_runs)}",
         )
 
-    def loader(self, start: int) -> DataLoader[list[Batch]]:
+    def loader(self, start: int) -> DataLoader[list[Batch] | HarnessError]:
         """Micro-batches of the steps from `start` to the end, whole steps at a time."""
         data, workers = self.training.data, self.runtime.workers
         return DataLoader(

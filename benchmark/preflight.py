@@ -101,13 +101,6 @@ def check_inputs(states: Sequence[CellState], protocol: Protocol) -> None:
 def check_batches(plan: Sequence[Cell], protocol: Protocol, runtime: Runtime) -> None:
     """ProtocolViolation unless the processes and accumulation steps give every global batch exactly."""
     _refuse(protocol, [], place_all(plan, protocol, lambda cell: runtime, [])[1])
-    refuse_launcher()
-
-
-def check_images(plan: Sequence[Cell], protocol: Protocol) -> None:
-    """HarnessError unless there are as many images as the protocol's parts and its recipes ask for."""
-    check_parts(protocol)
-    _refuse(protocol, image_problems(plan, protocol), [])
 
 
 def check_parts(protocol: Protocol) -> None:

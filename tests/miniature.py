@@ -83,10 +83,10 @@ def overrides(*, clip: str, clip_model: str, vqkd: str) -> list[str]:
         "pretraining.warmup_epochs": 0,
         "pretraining.global_batch": BATCH,
     }
-    for name in ("finetune", "linear-probe"):
+    for name, epochs in (("finetune", "epochs.vit-t"), ("linear-probe", "epochs")):
         shorter |= {
             f"evaluations.{name}.labelled_images": IMAGES,
-            f"evaluations.{name}.epochs": 1,
+            f"evaluations.{name}.{epochs}": 1,
             f"evaluations.{name}.warmup_epochs": 0,
             f"evaluations.{name}.global_batch": BATCH,
         }

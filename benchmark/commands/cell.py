@@ -17,7 +17,7 @@ from benchmark.commands.options import (
 )
 from benchmark.die_with_parent import die_with_parent
 from benchmark.layout import check_work_dir
-from benchmark.preflight import check_inputs, world_size
+from benchmark.preflight import check_batches, check_inputs, world_size
 from benchmark.runtime import detect_runtime
 from benchmark.survey import present_sources, survey
 from protocols.errors import HarnessError, unknown
@@ -87,6 +87,7 @@ def run(options: Namespace) -> int:
                 if one.cell.id == cell.id]  # fmt: skip
     if state.record is not None and state.state == "stale" and not options.redo_stale:
         raise HarnessError(f"{cell.id} is stale ({'; '.join(state.reasons)}); --redo-stale runs it again")
+    check_batches([cell], protocol, runtime)
     check_inputs([state], protocol)
 
     from benchmark.job import Job

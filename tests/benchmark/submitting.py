@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from benchmark.cli import build_parser
 from benchmark.cluster_file import load_cluster_file
 from benchmark.commands.deviations import chosen_cells
-from benchmark.commands.options import Parser, add_protocol, add_runtime, add_selection
-from benchmark.commands.submit import add_cluster, cluster_runtime, submit
+from benchmark.commands.submit import cluster_runtime, submit
 from benchmark.placement import place
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
@@ -27,18 +27,14 @@ def cluster_file(folder: Path, **values: Any) -> Path:
     return path
 
 
+def words_of(work_dir: Path, file: Path, *arguments: str) -> list[str]:
+    """The command line of a submission."""
+    return ["--protocol", str(TINY), "--work-dir", str(work_dir), "--cluster", str(file), *arguments]
+
+
 def options_of(work_dir: Path, file: Path, *arguments: str) -> Namespace:
-    parser = Parser(prog="run", description="")
-    add_protocol(parser)
-    add_selection(parser)
-    add_runtime(parser)
-    add_cluster(parser)
-    parser.add_argument("--gpus-per-cell", type=int)
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--redo-failed", action="store_true")
-    parser.add_argument("--redo-stale", action="store_true")
-    given = ["--protocol", str(TINY), "--work-dir", str(work_dir), "--cluster", str(file), *arguments]
-    return parser.parse_args(given)
+    options: Namespace = build_parser("run").parse_args(words_of(work_dir, file, *arguments))
+    return options
 
 
 def submit_open(work_dir: Path, file: Path, *arguments: str, stages: tuple[str, ...] = ()) -> int:

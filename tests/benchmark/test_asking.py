@@ -45,7 +45,7 @@ def test_a_run_says_which_set_changes_nothing(capsys: pytest.CaptureFixture[str]
     values = ["--set", "methods.mim.mask_count=20", "pretraining.epochs=6"]
     # Refused before anything runs, as no batch of the protocol splits into three.
     assert main(["--protocol", "mini", "--methods", "mapet", *values, "--accumulation", "3"]) == 3
-    line, error = capsys.readouterr().err.splitlines()
+    line, error, *_ = capsys.readouterr().err.splitlines()
     assert line == "--set methods.mim.mask_count=20 changes no cell of this selection"
     assert error.startswith("error: ")
 

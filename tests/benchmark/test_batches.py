@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
 from benchmark.batches import Batch, StepDataset, Steps
+from benchmark.engine import Training, train
+from benchmark.image_files import DamagedImage
 from benchmark.runtime import Runtime
 from protocols.errors import HarnessError, ProtocolViolation
 
@@ -57,10 +61,32 @@ def test_processes_and_accumulation_share_out_the_same_global_batch(
 
 def test_a_split_that_is_not_exact_is_refused() -> None:
     runtime = Runtime(device="cpu", jobs=1, threads=1, processes=3)
-    with pytest.raises(ProtocolViolation, match=r"3 processes \(WORLD_SIZE\) x 1 steps"):
+    with pytest.raises(ProtocolViolation, match=r"3 processes \(--gpus-per-cell\) x 1 steps"):
         runtime.micro_batch(16)
 
 
 def test_fewer_images_than_a_batch_is_refused() -> None:
     with pytest.raises(HarnessError, match="global batch of 16"):
         Steps(images=15, global_batch=16, epochs=1, seed=0)
+
+
+def damaged(positions: npt.NDArray[np.int64], epoch: int) -> Batch:
+    raise DamagedImage("train/n1/a.JPEG", OSError("image file is truncated"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_whoever_reads_it(workers: int, tmp_path: Path) -> None:
+    """torch would turn an error with arguments of its own, raised in a worker, into another one."""
+    steps = Steps(images=16, global_batch=4, epochs=1, seed=0)
+    model = torch.nn.Linear(1, 1)
+    training = Training(
+        model=model, data=StepDataset(steps, damaged, micro_batch=4), clip_grad_norm=None, seed=0,
+        optimizer=torch.optim.AdamW(model.parameters()), schedule=Unscheduled(), folder=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(DamagedImage, match=r"train/n1/a.JPEG cannot be read as an image"):
+        train(training, Runtime(device="cpu", jobs=1, threads=1, workers=workers))
+
+
+class Unscheduled:
+    def step_update(self, num_updates: int) -> None:
+        return None

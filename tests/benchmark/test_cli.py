@@ -128,8 +128,8 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         ("protocols", ["mini", "fair300"]),
         ("methods", ["mapet", "scratch"]),
         ("tokenizers", ["supervised (ImageNet-1k labels)"]),
-        ("trunks", ["vit-mini  64 wide, 4 deep, patches of 4 (mini)", "vit-b"]),
-        ("evaluations", ["finetune       fine-tuning of all weights (fair300, mini)", "token-mlp"]),
+        ("trunks", ["vit-mini   64 wide, 4 deep, patches of 4 (mini)", "vit-b"]),
+        ("evaluations", ["finetune       fine-tuning of all weights (cifar, fair300, mini)", "token-mlp"]),
         ("views", ["table6", "Cutting point"]),
     ],
 )

@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from benchmark import elastic
+from benchmark.cli import main
 from benchmark.cluster import open_cells
 from benchmark.cluster_arrays import Array, Task, make_arrays, shape_of
 from benchmark.cluster_file import ClusterFile, load_cluster_file
@@ -25,7 +26,7 @@ from benchmark.runtime import Runtime
 from benchmark.survey import survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
-from tests.benchmark.submitting import TINY, cluster_file, options_of, submit_open
+from tests.benchmark.submitting import TINY, cluster_file, options_of, words_of
 
 GPU_FILE = """\
 partition: gpu
@@ -248,7 +249,7 @@ def test_what_is_submitted_is_what_a_run_would_run(tmp_path: Path) -> None:
 
 
 def scripts(work_dir: Path, file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    assert submit_open(work_dir, file, *CHOICE, "--dry-run", *arguments) == 0
+    assert main(words_of(work_dir, file, *CHOICE, "--dry-run", *arguments)) == 0
     shown = capsys.readouterr()
     assert "5 cells would be submitted" in shown.err
     assert not work_dir.exists(), "nothing is written"
@@ -346,7 +347,7 @@ def test_local_cells_pass_over_children_of_failed_parents(
     python.write_text(f'#!/bin/bash\necho "$3" >> {tmp_path}/ran\n[[ $3 != pretrain-mim* ]]\n')
     python.chmod(0o755)
     file = cluster_file(tmp_path, scheduler="local", python=str(python))
-    submit_open(tmp_path / "runs", file, *CHOICE, "--dry-run")
+    main(words_of(tmp_path / "runs", file, *CHOICE, "--dry-run"))
     script = capsys.readouterr().out
     done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=20, check=False)
     assert done.returncode == 1

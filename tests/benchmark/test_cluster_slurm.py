@@ -16,7 +16,7 @@ import pytest
 
 from benchmark.cli import main
 from tests.benchmark.slurm_daemons import NoSlurm, slurm_of_one_node
-from tests.benchmark.submitting import TINY, cluster_file, submit_open
+from tests.benchmark.submitting import TINY, cluster_file, words_of
 
 ROOT = Path(__file__).parent.parent.parent
 STAND_IN = Path(__file__).parent / "stand_in_cell.py"
@@ -70,7 +70,7 @@ def test_cells_run_in_order_are_requeued_and_never_submitted_twice(
     waits.touch()
     fails.touch()
 
-    assert submit_open(work_dir, file, *CHOICE) == 0
+    assert main(words_of(work_dir, file, *CHOICE)) == 0
     shown = capsys.readouterr().out
     assert "afterok:" in shown
     assert "aftercorr:" in shown
@@ -96,7 +96,7 @@ def test_cells_run_in_order_are_requeued_and_never_submitted_twice(
     assert "queue: 1 running, 1 waiting (Dependency)" in text
     assert "left the queue without a record" in text
 
-    assert submit_open(work_dir, file, *CHOICE) == 0
+    assert main(words_of(work_dir, file, *CHOICE)) == 0
     assert "0 cells submitted, 2 in the queue already, 1 done" in capsys.readouterr().out
 
     # What Slurm does before a preemption or the end of the time: SIGTERM to the step, not to the script.
@@ -120,16 +120,19 @@ def test_cells_run_in_order_are_requeued_and_never_submitted_twice(
 
     # PIM again, with the probe that needs it.
     fails.unlink()
-    assert submit_open(work_dir, file, *CHOICE, "--redo-failed") == 0
+    assert main(words_of(work_dir, file, *CHOICE, "--redo-failed")) == 0
     assert "2 cells submitted, 3 done" in capsys.readouterr().out
     found = wait_for(work_dir, lambda now: all(one["state"] == "done" for one in now.values()))
     assert found["pretrain pim"]["job"]["job"] != job
 
 
 @pytest.mark.usefixtures("slurm")
-def test_what_sbatch_refuses_is_told_and_not_remembered(tmp_path: Path) -> None:
+def test_what_sbatch_refuses_is_told_and_not_remembered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     work_dir = tmp_path / "runs"
     file = cluster_file(tmp_path, partition="nonesuch")
-    with pytest.raises(ValueError, match=r"sbatch refused .*invalid partition specified: nonesuch"):
-        submit_open(work_dir, file, *CHOICE)
+    assert main(words_of(work_dir, file, *CHOICE)) == 2
+    told = capsys.readouterr().err
+    assert "error: sbatch refused an array: sbatch: error: invalid partition specified: nonesuch" in told
     assert not any(one["job"] for one in cells(work_dir).values())
