@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmark.commands.text import count
+from benchmark.commands.text import count, size, table
 from benchmark.inputs import Missing
 from benchmark.placement import DoesNotFit, mixup_group
 from benchmark.plan import Cell
@@ -62,30 +62,57 @@ def memory_line(
     if costs is None:
         return "memory: not checked, no step was measured on this device (plan --probe measures)"
     unknown = sum(costs.of(one.cell, protocol) is None for one in placed)
-    left = f"; of {unknown} of them no step was measured (plan --probe measures)" if unknown else ""
-    return f"memory: {len(placed)} cells held against {costs.machine.described}{left}"
+    left = f"; of {count(unknown, 'cell')} no step was measured (plan --probe measures)" if unknown else ""
+    known = len(placed) - unknown
+    fitting = f"{count(known, 'cell')} fit{'s' if known == 1 else ''}"
+    return f"memory: {fitting}, as measured on {costs.machine.described}{left}"
 
 
-def step_lines(placed: Sequence[Placed]) -> Iterator[str]:
-    """One line for each stage and split of its batch: how a global batch is made up, and the peak rate."""
-    splits: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+def step_lines(placed: Sequence[Placed], protocol: Protocol, costs: StepCosts | None) -> Iterator[str]:
+    """A table: how each stage's global batch is made up, the peak rate, and the most of a GPU's memory."""
+    if not placed:
+        return
+    splits: dict[tuple[str, tuple[str, ...]], list[Placed]] = {}
     for one in placed:
-        processes, steps = one.runtime.processes, one.runtime.accumulation
-        split = (
-            f"global batch {one.recipe.global_batch} = {processes} process{'es' if processes > 1 else ''} x "
-            f"{count(steps, 'step')} x {one.micro_batch} images, peak lr {one.recipe.peak_lr:g}"
-        )
-        stage = one.cell.evaluation or one.cell.stage
-        splits.setdefault((stage, split), {})[one.cell.trunk or "", one.cell.method or ""] = None
-    stages = ["pretrain", *dict.fromkeys(stage for stage, _ in splits)]
-    for (stage, split), rows in sorted(splits.items(), key=lambda item: stages.index(item[0][0])):
-        others = [key for key in splits if key[0] == stage and key[1] != split]
-        shared = {trunk for key in others for trunk, _ in splits[key]}
+        split = (one.recipe.global_batch, one.runtime.processes, one.runtime.accumulation, one.micro_batch)
+        key = (one.cell.evaluation or one.cell.stage, (*map(str, split), f"{one.recipe.peak_lr:g}"))
+        splits.setdefault(key, []).append(one)
+    devices = "GPUs" if placed[0].runtime.device == "cuda" else "processes"
+    header = ["batch", f"= {devices}", "x steps", "x images", "peak lr"]
+    rows = [[*numbers] for _, numbers in splits]
+    if costs is not None and costs.machine.memory_bytes is not None:
+        header.append("memory")
+        for row, cells in zip(rows, splits.values(), strict=True):
+            row.append(_most_memory(cells, protocol, costs))
+    first, rule, *lines = table(header, rows, right=range(len(header))).splitlines()
+    shown: list[tuple[str, str]] = []
+    for line, (stage, numbers), cells in zip(lines, splits, splits.values(), strict=True):
+        others = [key for key in splits if key[0] == stage and key[1] != numbers]
+        shared = {one.cell.trunk for key in others for one in splits[key]}
         # Methods are named where they divide a trunk's batch differently.
         names = dict.fromkeys(
-            f"{method}/{trunk}" if trunk in shared else trunk for trunk, method in rows if trunk
+            f"{one.cell.method}/{one.cell.trunk}" if one.cell.trunk in shared else one.cell.trunk
+            for one in cells
+            if one.cell.trunk
         )
-        yield f"{stage}{' ' if names else ''}{', '.join(names)}: {split}"
+        # Last, since many names may not fit the terminal.
+        shown.append((stage, f"{line}  {stage} {', '.join(names)}".rstrip()))
+    stages = ["pretrain", *dict.fromkeys(stage for stage, _ in splits)]
+    yield from (f"{first}  stage", rule + "-" * len("  stage"))
+    yield from (line for _, line in sorted(shown, key=lambda item: stages.index(item[0])))
+
+
+def _most_memory(placed: Sequence[Placed], protocol: Protocol, costs: StepCosts) -> str:
+    """The largest peak of one GPU; nothing where none was measured."""
+    peaks = []
+    for one in placed:
+        cost, split = costs.of(one.cell, protocol), one.runtime
+        if cost is not None:
+            peaks.append(
+                cost.peak_bytes(one.micro_batch, processes=split.processes, accumulation=split.accumulation)
+            )
+    known = [peak for peak in peaks if peak is not None]
+    return size(max(known)) if known else ""
 
 
 def image_problems(cells: Iterable[Cell], protocol: Protocol) -> list[Missing]:

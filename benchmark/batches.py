@@ -6,7 +6,7 @@ run starts at any t, and the union over processes is the same global batch whate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,8 +61,8 @@ class Steps:
         return cached[1]
 
 
-class StepDataset(Dataset[list[Batch] | HarnessError]):
-    """Item t = this process's micro-batches of step t, one for each accumulation step."""
+class StepDataset(Dataset[Batch | HarnessError]):
+    """This process's micro-batches, `per_step` of each step: item t * per_step + i is number i of step t."""
 
     def __init__(
         self,
@@ -75,13 +75,27 @@ class StepDataset(Dataset[list[Batch] | HarnessError]):
     ) -> None:
         self.steps, self.make_batch = steps, make_batch
         self.micro_batch, self.rank, self.processes = micro_batch, rank, processes
+        self.per_step = steps.global_batch // (processes * micro_batch)
 
-    def __getitem__(self, step: int) -> list[Batch] | HarnessError:
+    def __getitem__(self, item: int) -> Batch | HarnessError:
         """A loader's worker gives a user's error back: raised there, it would arrive as another one."""
-        chunks = self.steps.positions(step).reshape(-1, self.processes, self.micro_batch)
+        step, part = divmod(item, self.per_step)
+        chunks = self.steps.positions(step).reshape(self.per_step, self.processes, self.micro_batch)
         try:
-            return [self.make_batch(chunk, self.steps.epoch(step)) for chunk in chunks[:, self.rank]]
+            return self.make_batch(chunks[part, self.rank], self.steps.epoch(step))
         except HarnessError as error:
             if get_worker_info() is None:
                 raise
             return error
+
+
+def step_by_step(items: Iterable[Batch | HarnessError], per_step: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each step together. Raises the error of one that could not be made."""
+    step: list[Batch] = []
+    for item in items:
+        if isinstance(item, HarnessError):
+            raise item
+        step.append(item)
+        if len(step) == per_step:
+            yield step
+            step = []

@@ -19,14 +19,15 @@ from benchmark.augment import centre_crop
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
 from benchmark.engine import TrainingResult
-from benchmark.image_files import DamagedImage
 from benchmark.image_part import ImagePart, square_pixels
+from benchmark.interrupt import leave_to_the_loop
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise
 from leaderboard.record import PREDICTIONS_NAME, Metric
 from methods import build_method
+from protocols.errors import HarnessError
 from protocols.files import sha256_of_file, write_atomically
 from protocols.recipes import ImageEvaluation
 from protocols.schema import Data
@@ -112,22 +113,23 @@ def evaluation_batches(
         # As in training: not the cell's own start method, which would begin each with an interpreter.
         multiprocessing_context="fork" if workers else None,
         timeout=600 if workers else 0,
+        worker_init_fn=leave_to_the_loop,
         # A loader draws a seed even where nothing is random: not from the generator that others draw from.
         generator=torch.Generator(),
     )
     reads = iter(loader)
     for span in spans:
         read = list(islice(reads, -(-len(span) // PIECE)))
-        damaged = [one for one in read if isinstance(one, DamagedImage)]
-        if damaged:
-            raise damaged[0]
+        errors = [one for one in read if isinstance(one, HarnessError)]
+        if errors:
+            raise errors[0]
         whole = torch.cat(read)
         is_square = recipe.evaluation_crop_fraction is None
         yield normalise(whole, data.mean, data.std) if is_square else whole
 
 
-class _EvaluationImages(Dataset[Tensor | DamagedImage]):
-    """Item = the images of one piece: the squares, uint8, or the normalised crops; or what is damaged."""
+class _EvaluationImages(Dataset[Tensor | HarnessError]):
+    """Item = the images of one piece: the squares, uint8, or the normalised crops; or why there are none."""
 
     def __init__(
         self, images: ImagePart, recipe: ImageEvaluation, data: Data, pieces: Sequence[Sequence[int]]
@@ -138,10 +140,10 @@ class _EvaluationImages(Dataset[Tensor | DamagedImage]):
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def __getitem__(self, index: int) -> Tensor | DamagedImage:
+    def __getitem__(self, index: int) -> Tensor | HarnessError:
         try:
             chosen = [self.images.image(position) for position in self.pieces[index]]
-        except DamagedImage as error:
+        except HarnessError as error:
             return error  # raised there, it would come back as another error, with this process's traceback
         if self.crop is not None:
             return torch.stack([self.crop(image.convert("RGB")) for image in chosen])

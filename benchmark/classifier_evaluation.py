@@ -66,6 +66,10 @@ def evaluate(validation: Validation, work_dir: Path, *, batch: int) -> Record:
         artefacts=artefacts,
         key=key,
         deviations=deviations,
+        # Under other class names a label may mean another class: the reported number is of something else.
+        reported_top1_percent=None
+        if _unlike_imagenet(images.data_set, images.classes)
+        else validation.reported_top1_percent,
         seconds=seconds,
         peak_memory_bytes=torch.cuda.max_memory_allocated()
         if on_gpu

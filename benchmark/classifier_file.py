@@ -32,13 +32,16 @@ from tokenizers.published import read_published
 KEYS = ("state_dict", "state_dict_ema", "model", "model_ema")
 # What DistributedDataParallel and torch.compile put before every name.
 _WRAPPINGS = ("module.", "_orig_mod.")
-# What training scripts keep beside the weights: arguments, and scores as numpy numbers.
+# What training scripts keep beside the weights: arguments, and scores as numpy numbers and arrays.
 _BESIDES = (
     "argparse.Namespace",
     "pathlib.Path",
     "pathlib.PosixPath",
     "pathlib._local.PosixPath",
     "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
 )
@@ -134,8 +137,18 @@ def _unpickled(path: Path) -> Any:
         refusal = re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
         if refusal is not None:
             raise _names_code(path, refusal[1]) from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HarnessError(f"{path}: cannot be read as weights ({first}); fetch it again") from None
+        raise HarnessError(f"{path}: cannot be read as weights ({_said(error)}); fetch it again") from None
+
+
+def _said(error: BaseException) -> str:
+    """What was wrong with the file, without torch's advice to load it with everything allowed."""
+    text = str(error).strip()
+    if isinstance(error, LookupError):
+        return type(error).__name__  # its text is a bare key
+    if "weights_only" in text:
+        at_end = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+        text = at_end[1].strip() if at_end is not None else ""
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 def _check_members(path: Path) -> None:

@@ -7,7 +7,6 @@ array, cluster_script.py what a task runs, cluster_queue.py what the queue holds
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from benchmark.cluster_queue import Entry, Ledger, Queue, ledger_path, read_ledg
 from benchmark.cluster_script import (
     CELL,
     LOG_PATTERN,
+    Unsure,
     executor_of,
     local_command,
     sbatch_command,
@@ -31,6 +31,7 @@ from benchmark.cluster_script import (
     submit_script,
     whole_script,
 )
+from benchmark.file_lock import try_lock
 from benchmark.layout import cell_folder
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
@@ -131,6 +132,15 @@ class Submission:
                 "they could be submitted twice. Give the command where squeue answers; if none of them is "
                 "queued any more, delete that file"
             )
+        active = [cell_id for cell_id, task in queue.tasks.items() if task.is_active]
+        others = [one for one in active if queue.ledger.cells[one].scheduler != self.cluster.scheduler]
+        if others and not is_dry:
+            was = queue.ledger.cells[others[0]].scheduler
+            raise HarnessError(
+                f"{len(others)} of the run's cells were submitted with scheduler: {was}, and are not over "
+                f"({queue.tasks[others[0]].name}); what waits there cannot be waited for with scheduler: "
+                f"{self.cluster.scheduler}: let them end, or end them, first"
+            )
         return queue
 
     def arrays(self, cells: Sequence[Cell], queue: Queue) -> list[Array]:
@@ -173,6 +183,8 @@ class Submission:
             executor = self._executor(array, jobs)
             try:
                 job = submit_script(script, executor)
+            except Unsure:
+                raise  # noted without a job's id, it is looked for by its name
             except HarnessError:
                 write_ledger(self.ledger_path, ledger)
                 raise
@@ -234,12 +246,10 @@ class Submission:
         """One submission of a run at a time."""
         self.cells_folder.mkdir(parents=True, exist_ok=True)  # by which a work dir is known as one
         with (self.ledger_path.parent / ".cluster.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 raise HarnessError(
                     f"another submission of {self.ledger_path.parent} is going on; wait for it"
-                ) from None
+                )
             yield
 
     def _runtime_of(self, cell: Cell) -> Runtime:
@@ -257,7 +267,7 @@ class Submission:
 
     def _executor(self, array: Array, jobs: Mapping[str, str]) -> submitit.SlurmExecutor:
         folder = self._folder(array)
-        output = str(folder / "%a" / LOG_PATTERN)
+        output = str(folder).replace("%", "%%") + f"/%a/{LOG_PATTERN}"  # % is Slurm's in an output's name
         return executor_of(array, folder=folder, output=output, working_folder=Path.cwd(), jobs=jobs)
 
     def _script(self, array: Array, jobs: Mapping[str, str]) -> str:

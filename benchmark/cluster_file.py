@@ -20,11 +20,17 @@ from protocols.frozen import Frozen, FrozenDict, NonNegativeInt, PositiveInt
 
 MAX_FILE_BYTES = 256 * 1024
 # What the harness itself gives sbatch, or another key of the file: an option of `sbatch` must not undo it.
+# The last lines' options ask for other shapes than the keys do, submit nothing, or submit where squeue is not
+# asked, and what was submitted there would be submitted again.
 OWN_OPTIONS = (
     "account", "array", "chdir", "constraint", "cpus-per-task", "dependency", "error", "gpus-per-node",
     "job-name", "kill-on-invalid-dep", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node",
     "open-mode", "output", "parsable", "partition", "qos", "requeue", "signal", "time", "wait",
+    "cpus-per-gpu", "gpus", "gpus-per-task", "mem-per-cpu", "mem-per-gpu", "ntasks-per-gpu",
+    "cluster-constraint", "clusters", "test-only", "wrap",
 )  # fmt: skip
+# Slurm looks at the time once a minute: it may send its signal so much earlier than asked.
+_EARLIER_SECONDS = 60
 _TIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 _MEMORY = re.compile(r"([1-9]\d*)([MGT])")
 _YAML = "tag:yaml.org,2002:"
@@ -122,6 +128,14 @@ class ClusterFile(Frozen):
             )
         if self.gpu_type and not self.gpus_per_node:
             raise ValueError("gpu_type has no meaning with gpus_per_node 0; leave it out")
+        least = self.stop_seconds + _EARLIER_SECONDS
+        for time in (self.time, *(one.time for one in self.stages.values() if one.time is not None)):
+            if seconds_of(time) <= least:
+                raise ValueError(
+                    f"time {time} leaves a cell nothing to work in: stop_seconds {self.stop_seconds} before "
+                    f"its end, or up to {_EARLIER_SECONDS} s earlier, it is told to save itself; give more "
+                    f"than {least} s, or fewer stop_seconds"
+                )
         return self
 
     @property
@@ -147,12 +161,17 @@ def memory_of(memory: str, processes: int) -> str:
     return f"{int(match[1]) * processes}{match[2]}"
 
 
-def minutes_of(time: str) -> int:
-    """The minutes of a time such as 24:00:00 or 2-00:00:00, a begun one whole."""
+def seconds_of(time: str) -> int:
+    """The seconds of a time such as 24:00:00 or 2-00:00:00."""
     match = _TIME.fullmatch(time)
     assert match is not None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return (24 * days + hours) * 60 + minutes + (seconds > 0)
+    return ((24 * days + hours) * 60 + minutes) * 60 + seconds
+
+
+def minutes_of(time: str) -> int:
+    """The minutes of a time, a begun one whole."""
+    return -(-seconds_of(time) // 60)
 
 
 def load_cluster_file(path: Path) -> ClusterFile:

@@ -9,6 +9,7 @@ record alone; that it runs on another machine its lock may not tell here, and th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -197,9 +198,20 @@ def _squeue(arrays: Iterable[str]) -> dict[tuple[str, int], Task]:
 
 def _ask(program: str, *arguments: str) -> str:
     """Standard output of one of Slurm's programs; HarnessError, one line long, if it has no answer."""
+    # A user's defaults would narrow what is shown, and what is not shown would be submitted a second time.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SQUEUE_", "SACCT_")) and name != "SLURM_CLUSTERS"
+    }
     try:
         done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=QUEUE_SECONDS, check=False
+            [program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=QUEUE_SECONDS,
+            check=False,
+            env=environment,
         )
     except FileNotFoundError:
         raise HarnessError(f"there is no {program} on this machine") from None

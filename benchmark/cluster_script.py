@@ -8,9 +8,11 @@ its requeueing, which needs the pickle: the script below puts a cell back into t
 from __future__ import annotations
 
 import io
+import os
+import re
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +26,32 @@ if TYPE_CHECKING:
 
 CELL = "@CELL@"  # stands for a cell's id in the words that all cells of an array share
 LOG_PATTERN = "slurm-%A_%a.out"
+# Processes of one machine meet at a port that is free there, under no name that a network would have to know.
+_MEETING_HERE = "--standalone --local-addr=127.0.0.1"
+# What sbatch needs of Slurm's variables; any other would change silently what the cluster file asks for, as
+# those of the job do in which the command may be given.
+_KEPT_VARIABLES = ("SLURM_CONF", "SLURM_JWT")
+# sbatch may fail so though the controller has taken the job.
+_UNSURE = re.compile(r"timed out|Zero Bytes|Unexpected message|Communication", re.IGNORECASE)
 _REQUEUE = """\
 if [ "$code" -eq 143 ]; then
     # The cell was told to stop, as Slurm does before its time is up or it is preempted, and has saved itself.
     if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {most} ]; then
-        echo "requeued at $(date), after ${{SLURM_RESTART_COUNT:-0}} of {most} requeues"
-        scontrol requeue "$SLURM_JOB_ID"
+        echo "to be requeued at $(date), after ${{SLURM_RESTART_COUNT:-0}} of {most} requeues"
+        # Slurm ends this script as soon as it has said yes; it is asked again where it cannot be reached.
+        for wait in 2 4 8 0; do
+            scontrol requeue "$SLURM_JOB_ID" && break
+            sleep "$wait"
+        done
     else
         echo "stopped after {most} requeues; 'run --cluster' goes on from the checkpoint"
     fi
 fi
 """
+
+
+class Unsure(HarnessError):
+    """sbatch failed, and the array may be in the queue all the same."""
 
 
 def script_of(array: Array, words: Sequence[str], *, python: str) -> str:
@@ -52,18 +69,21 @@ def script_of(array: Array, words: Sequence[str], *, python: str) -> str:
         f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}",
     ]
     if shape.nodes > 1:
-        # A node that fails must not leave the others waiting.
-        srun += " --kill-on-bad-exit=1"
+        # A node that fails must not leave the others waiting; one that has ended may, for evaluations.
+        srun += " --kill-on-bad-exit=1 --wait=0"
     if shape.processes > 1:
-        lines += [
-            'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            "port=$((20000 + SLURM_JOB_ID % 20000))",
-            f'export PYTHONPATH={shlex.quote(str(PROGRAM.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-        ]
-        meeting = (
-            '--rdzv-backend=c10d --rdzv-endpoint="$head:$port" '
-            '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"'
-        )
+        lines.append(f'export PYTHONPATH={shlex.quote(str(PROGRAM.parent))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+        meeting = _MEETING_HERE
+        if shape.nodes > 1:
+            lines += [
+                'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+                # Below the kernel's own choices, and another than that of a job on the same node.
+                "port=$((20000 + SLURM_JOB_ID % 12000))",
+            ]
+            meeting = (
+                '--rdzv-backend=c10d --rdzv-endpoint="$head:$port" '
+                '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"'
+            )
         lines.append(f"{srun} {python} {_torchrun(array, meeting)} {_cell_words(words)}")
     else:
         lines.append(f"{srun} {python} {_cell_words(words)}")
@@ -74,7 +94,7 @@ def script_of(array: Array, words: Sequence[str], *, python: str) -> str:
 def local_command(array: Array, words: Sequence[str], cell_id: str, *, python: str) -> str:
     """The same cell without Slurm, on this machine."""
     path = f"env PYTHONPATH={shlex.quote(str(PROGRAM.parent))} " if array.shape.processes > 1 else ""
-    launcher = f"{_torchrun(array, '--standalone')} " if path else ""
+    launcher = f"{_torchrun(array, _MEETING_HERE)} " if path else ""
     return f"{path}{python} {launcher}{_cell_words(words, cell=shlex.quote(cell_id))}"
 
 
@@ -133,12 +153,15 @@ def whole_script(script: str, executor: submitit.SlurmExecutor) -> str:
 
 
 def submit_script(script: str, executor: submitit.SlurmExecutor) -> str:
-    """Submit; returns the job's id. HarnessError with sbatch's own words if it refuses."""
+    """Submit; returns the job's id.
+
+    HarnessError with sbatch's own words if it refuses, Unsure if it does not tell whether it does.
+    """
     import submitit
 
     Path(executor.folder).mkdir(parents=True, exist_ok=True)
     try:
-        with redirect_stderr(io.StringIO()):  # submitit prints what the error below says
+        with _own_environment(), redirect_stderr(io.StringIO()):  # submitit prints what is raised below
             return executor._submit_command(script).job_id
     except FileNotFoundError:
         raise HarnessError(
@@ -147,11 +170,27 @@ def submit_script(script: str, executor: submitit.SlurmExecutor) -> str:
         ) from None
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         lines = str(error).splitlines()
-        said = [line for line in lines if "sbatch: error" in line] or lines
+        said = " ".join(([line for line in lines if "sbatch: error" in line] or lines)[:3])
+        if _UNSURE.search(said) or isinstance(error, submitit.core.utils.FailedSubmissionError):
+            raise Unsure(
+                f"sbatch gave no clear answer: {said}; the array may be in the queue all the same: wait "
+                "until Slurm answers again, and give the same command again, which looks for it there first"
+            ) from None
         raise HarnessError(
-            f"sbatch refused an array: {' '.join(said[:3])}; what was submitted before it stays submitted: "
-            "mend the cluster file, and give the same command again for the rest"
+            f"sbatch refused an array: {said}; what was submitted before it stays submitted: mend the "
+            "cluster file, or wait where a limit is reached, and give the same command again for the rest"
         ) from None
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Within, sbatch asks for what the script's header says, and no other job's variables are passed on."""
+    import submitit
+
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    with submitit.helpers.clean_env():
+        os.environ.update(kept)
+        yield
 
 
 def sbatch_command(array: Array, jobs: Mapping[str, str], script: str) -> list[str]:

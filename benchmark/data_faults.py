@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.commands.text import count
 from benchmark.data_listing import PUBLISHED, SplitListing
 from benchmark.data_manifest import Differences, Entry, Manifest, compare
 from benchmark.image_part import ImagePart
@@ -98,7 +99,7 @@ class Faults:
             ("not in the manifest", found.classes_extra, self.remove),
         ):
             if groups:
-                names = [f"{split}/{name} ({images:,} images)" for split, name, images in groups]
+                names = [f"{split}/{name} ({count(images, 'image')})" for split, name, images in groups]
                 yield Missing(f"{set_name}: {classes(len(names))} {words}: {_named(names)}", remedy)
         for words, entries, remedy in (
             ("of the manifest missing", found.missing, self.restore),
@@ -106,21 +107,15 @@ class Faults:
         ):
             if entries:
                 names = [entry.image_id for entry in entries]
-                yield Missing(f"{set_name}: {_count(names, 'file')} {words}: {_named(names)}", remedy)
+                yield Missing(f"{set_name}: {count(len(names), 'file')} {words}: {_named(names)}", remedy)
         resized = [_resized(entry, stated) for entry, stated in found.resized if entry.bytes or names_empty]
         if resized:
-            what = (
-                f"{set_name}: {_count(resized, 'file')} not as long as the manifest says: {_named(resized)}"
-            )
-            yield Missing(what, self.restore)
+            what = f"{count(len(resized), 'file')} not as long as the manifest says: {_named(resized)}"
+            yield Missing(f"{set_name}: {what}", self.restore)
 
 
 def _resized(entry: Entry, stated: int) -> str:
     return f"{entry.image_id} ({entry.bytes:,} of {stated:,} bytes)"
-
-
-def _count(names: Sequence[str], noun: str) -> str:
-    return f"1 {noun}" if len(names) == 1 else f"{len(names):,} {noun}s"
 
 
 def classes(number: int) -> str:
@@ -129,7 +124,7 @@ def classes(number: int) -> str:
 
 
 def _files(names: Sequence[str]) -> str:
-    return f"{_count(names, 'file')} {'is' if len(names) == 1 else 'are'}"
+    return f"{count(len(names), 'file')} {'is' if len(names) == 1 else 'are'}"
 
 
 def _writing_command(data_set: str, data_root: Path) -> str:

@@ -1,15 +1,20 @@
-"""Will the disk hold what open cells write? The plan's need against what is free. No torch."""
+"""Will the disk hold what open cells write? The plan's need, less what they wrote, against what is free.
+
+No torch.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.commands.text import size
 from benchmark.forecast import disk_use
 from benchmark.inputs import Missing
+from benchmark.layout import cell_folder
 from benchmark.plan import Cell
 from protocols.schema import Protocol
 
@@ -50,9 +55,24 @@ class DiskNeed:
 
 def disk_need(cells: Sequence[Cell], protocol: Protocol, work_dir: Path, *, at_once: int) -> DiskNeed:
     """What `cells` need under `work_dir` if `at_once` of them run side by side."""
-    uses = [disk_use(cell, protocol) for cell in cells]
-    running = sorted((use.while_running for use in uses), reverse=True)[:at_once]
-    return DiskNeed(kept=sum(use.kept for use in uses), while_running=sum(running), free=free_bytes(work_dir))
+    kept, running = 0, []
+    for cell in cells:
+        use, written = disk_use(cell, protocol), _bytes_under(cell_folder(work_dir, protocol.name, cell.id))
+        # What an interrupted cell has written is no longer free, and it goes on from there.
+        kept += use.kept
+        running.append(max(0, use.while_running - written))
+    at_the_same_time = sorted(running, reverse=True)[:at_once]
+    return DiskNeed(kept=kept, while_running=sum(at_the_same_time), free=free_bytes(work_dir))
+
+
+def _bytes_under(folder: Path) -> int:
+    """Of all files in it; those that go meanwhile are none."""
+    written = 0
+    for holder, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                written += os.lstat(os.path.join(holder, name)).st_size
+    return written
 
 
 def free_bytes(folder: Path) -> int:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmark.image_files import DamagedImage
 from benchmark.image_part import ImagePart
+from benchmark.interrupt import leave_to_the_loop
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
 from tokenizers.base import Tokenizer
@@ -98,6 +99,7 @@ def read_shards(
         # A cell's own start method would begin each of them with an interpreter and a copy of everything.
         multiprocessing_context="fork" if workers else None,
         timeout=600 if workers else 0,
+        worker_init_fn=leave_to_the_loop,
     )
 
 

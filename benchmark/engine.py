@@ -28,9 +28,9 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmark.batches import Batch, StepDataset
+from benchmark.batches import Batch, StepDataset, step_by_step
 from benchmark.checkpoint import load_newest, save_checkpoint
-from benchmark.interrupt import StopFlag
+from benchmark.interrupt import StopFlag, leave_to_the_loop
 from benchmark.layout import METRICS_NAME
 from benchmark.process_group import check_same_start, process_count, process_rank
 from benchmark.runtime import Runtime
@@ -186,9 +186,7 @@ class _StepLoop(BaseLoop):
         runner, training = self.runner, self.training
         runner.model.train()
         self._started = time.perf_counter()
-        for micro_batches in runner.loader(self.step):
-            if isinstance(micro_batches, HarnessError):
-                raise micro_batches
+        for micro_batches in runner.micro_batches(self.step):
             key = torch.tensor([runner.rank])
             torch.manual_seed(int(keyed_hash(training.seed, self.step, key, stream=DROP_PATH)))
             training.schedule.step_update(self.step)
@@ -288,7 +286,8 @@ class _Checkpoints(Hook):
             sums = state["window_sums"]
             own = sums[runner.rank] if len(sums) == runner.world_size else sum(sums) / len(sums)
             loop.window_sum, loop.window_steps = torch.tensor(own), state["window_steps"]
-            runner.logger.info("going on from step %d of %d", loop.step, loop.total)
+            saved_by = f"{len(sums)} process{'es' if len(sums) > 1 else ''}"
+            runner.logger.info("going on from step %d of %d, saved by %s", loop.step, loop.total, saved_by)
         check_same_start(runner.train_loop.step)
 
     def after_train_iter(
@@ -299,6 +298,8 @@ class _Checkpoints(Hook):
         due = started - self._last >= max(self._seconds, self._cost / SAVING_SHARE)
         # Processes agree on when to save only by asking each other; one process need not ask.
         if runner.world_size > 1:
+            # Only the first one saves, and knows what that costs.
+            due = due and runner.rank == 0
             asked = torch.tensor([float(due), float(stop.raised)], device=runner.runtime.device)
             dist.all_reduce(asked, dist.ReduceOp.MAX)
             due, stopping = bool(asked[0]), bool(asked[1])
@@ -325,6 +326,8 @@ class _Checkpoints(Hook):
         self._last = time.perf_counter()
         self._cost = self._last - started
         if stopping and loop.step != loop.total:
+            if runner.world_size > 1:
+                dist.barrier()  # nobody leaves, and takes others along, before the first one has saved
             stop.interrupt(f"at step {loop.step} of {loop.total}")
 
 
@@ -348,19 +351,22 @@ class _Shell(Runner):
             experiment_name=f"training-{next(_runs)}",
         )
 
-    def loader(self, start: int) -> DataLoader[list[Batch] | HarnessError]:
-        """Micro-batches of the steps from `start` to the end, whole steps at a time."""
+    def micro_batches(self, start: int) -> Iterator[list[Batch]]:
+        """Those of each step from `start` to the end."""
         data, workers = self.training.data, self.runtime.workers
-        return DataLoader(
+        # A process that reads keeps two items: a whole step of several micro-batches could fill the memory.
+        loader = DataLoader(
             data,
             batch_size=None,
-            sampler=range(start, data.steps.total),
+            sampler=range(start * data.per_step, data.steps.total * data.per_step),
             num_workers=workers,
             multiprocessing_context="fork" if workers else None,  # not the cell's own start method
             pin_memory=self.runtime.device == "cuda",
             prefetch_factor=2 if workers else None,
             timeout=600 if workers else 0,
+            worker_init_fn=leave_to_the_loop,
         )
+        return step_by_step(loader, data.per_step)
 
     # What follows replaces parts of mmengine that are broken, slow or wrong here (docs/engine.md).
 

@@ -6,7 +6,6 @@ has several (launched_cell.py).
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import signal
 import time
@@ -21,6 +20,7 @@ from types import FrameType
 from typing import Literal
 from typing import Protocol as Interface
 
+from benchmark.file_lock import try_lock
 from benchmark.forked_cell import start_forked
 from benchmark.job import Job
 from benchmark.launched_cell import LaunchedCell
@@ -34,10 +34,11 @@ from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
 POLL_SECONDS = 0.25
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 60.0  # for a step of a large model and its checkpoint; torchrun itself insists after 30
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ATTEMPTS = 3
-INTERRUPTED, LOCKED = 143, 75
+LOCKED = 75
+USAGE, VIOLATION = 2, 3  # what cannot end otherwise when it is started again
 
 
 class Stopped(Exception):
@@ -123,13 +124,12 @@ class _Execution:
         self.redo_stale = redo_stale
         self.data_root = data_root
         self.placement = placement
-        self.runtimes = {cell.id: placement.of(cell) if placement else runtime for cell in plan}
-        most = max((one.processes for one in self.runtimes.values()), default=1) if placement else 1
-        self.slots = max(runtime.jobs, most)
+        self.gpus = visible_gpus() if placement is not None and runtime.device == "cuda" else ()
         # The code as it is now, before any of it is loaded.
         self.sources = present_sources()
         self.display = display
         self.records: dict[str, Record] = {}
+        self.known: dict[str, Record] = {}
         self.starts: dict[str, int] = {}
         self.live: list[_Running] = []
         # A cell's weight is the longest chain of work that hangs on it: long chains start first.
@@ -143,8 +143,19 @@ class _Execution:
             settled = record is not None and (
                 record.status == "done" or (record.status == "failed" and not redo_failed)
             )
+            if record is not None:
+                self.known[cell.id] = record
             if record is not None and settled and not (redo_stale and cell.id in stale):
-                self.records[cell.id] = self._as_clean(cell, record)
+                self.known[cell.id] = self.records[cell.id] = self._as_clean(cell, record)
+        # A cell that was finished with other flags need not fit these, unless its parent is made anew.
+        self.runtimes = {
+            cell.id: placement.of(cell)
+            if placement and (redo_stale or cell.id not in self.records)
+            else runtime
+            for cell in plan
+        }
+        most = max((one.processes for one in self.runtimes.values()), default=1) if placement else 1
+        self.slots = max(runtime.jobs, most)
 
     def run(self) -> list[Record]:
         try:
@@ -152,7 +163,8 @@ class _Execution:
                 self.display.running([one.cell for one in self.live], len(self.records), len(self.plan))
                 self._skip_orphans()
                 self._start_ready()
-                wait([one.process.sentinel for one in self.live], timeout=POLL_SECONDS)
+                forked = [one.process for one in self.live if not isinstance(one.process, LaunchedCell)]
+                wait([process.sentinel for process in forked], timeout=POLL_SECONDS)
                 self._collect()
         finally:
             self._end_children()
@@ -164,23 +176,30 @@ class _Execution:
         ready.sort(key=lambda cell: -self.weight[cell.id])
         free = sorted(set(range(self.slots)) - {slot for one in self.live for slot in one.slots})
         for cell in ready:
-            wanted = self.runtimes[cell.id].processes if self.placement else 1
-            if wanted > len(free):
+            slots = self._slots_for(cell, free)
+            if slots is None:
                 return  # nothing overtakes a cell that waits for its slots
-            slots, free = tuple(free[:wanted]), free[wanted:]
+            free = [slot for slot in free if slot not in slots]
             self.starts[cell.id] = self.starts.get(cell.id, 0) + 1
             self.live.append(_Running(cell, self._spawn(cell, slots), slots))
+
+    def _slots_for(self, cell: Cell, free: Sequence[int]) -> tuple[int, ...] | None:
+        """Free slots for its processes, each with a GPU of its own; None while there are not enough."""
+        wanted = self.runtimes[cell.id].processes if self.placement else 1
+        # --jobs may put several slots on a GPU.
+        of_gpu = {slot % len(self.gpus): slot for slot in reversed(free)} if self.gpus else {}
+        usable = sorted(of_gpu.values()) if wanted > 1 and self.gpus else free
+        return tuple(usable[:wanted]) if wanted <= len(usable) else None
 
     def _spawn(self, cell: Cell, slots: tuple[int, ...]) -> ForkServerProcess | LaunchedCell:
         runtime = self.runtimes[cell.id]
         if self.placement is not None and runtime.processes > 1:
-            gpus = visible_gpus() if runtime.device == "cuda" else ()
             return LaunchedCell(
                 self.placement.words(cell, runtime),
                 processes=runtime.processes,
                 threads=runtime.threads,
                 log=cell_folder(self.work_dir, self.protocol.name, cell.id) / LOG_NAME,
-                devices=[gpus[slot] for slot in slots] if gpus else [],
+                devices=[self.gpus[slot % len(self.gpus)] for slot in slots] if self.gpus else [],
             )
         return start_forked(
             Job(
@@ -192,6 +211,7 @@ class _Execution:
                 sources=self.sources,
                 redo_stale=self.redo_stale,
                 data_root=self.data_root,
+                known=self.known.get(cell.id),
             )
         )
 
@@ -199,17 +219,17 @@ class _Execution:
         for one in [one for one in self.live if one.process.exitcode is not None]:
             self.live.remove(one)
             is_launched = isinstance(one.process, LaunchedCell)
-            if isinstance(one.process, LaunchedCell):
-                one.process.close()
             record = read_record(cell_folder(self.work_dir, self.protocol.name, one.cell.id))
             code = one.process.exitcode
             # The child removes an older record before it starts, so a record is this attempt's; what
             # became of the process after it was done does not matter.
             if record is not None and (record.status == "done" or (record.status == "failed" and code == 1)):
                 self._settle(one.cell, record)
-            elif code is not None and (code < 0 or code in (INTERRUPTED, LOCKED) or is_launched):
-                # Killed from outside: it starts again, from its checkpoint, but not for ever. torchrun gives
-                # the code 1 whatever became of its processes.
+            elif code is not None and (
+                code < 0 or code > 128 or code == LOCKED or (is_launched and code not in (USAGE, VIOLATION))
+            ):
+                # Killed from outside: it starts again, from its checkpoint, but not for ever. torchrun's own
+                # troubles, of which no process has a record, may pass as well.
                 # Others that work on the same cell could not follow a second start.
                 attempts = ATTEMPTS if self.runtime.processes == 1 else 1
                 if self.starts[one.cell.id] >= attempts:
@@ -293,9 +313,12 @@ class _Execution:
 def _ending(code: int) -> str:
     if code == LOCKED:
         return "found another process running this cell"
-    if code == -signal.SIGKILL:
+    killed_by = -code if code < 0 else code - 128  # as the system says it, or as a shell or elastic.py does
+    if killed_by == signal.SIGKILL:
         return "was killed by SIGKILL (out of memory?)"
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    if killed_by in set(signal.Signals):
+        return f"was killed by {signal.Signals(killed_by).name}"
+    return f"ended with code {code}"
 
 
 @contextmanager
@@ -307,12 +330,10 @@ def _exclusive(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise HarnessError(f"work dir {folder.parent} cannot be used: {error.strerror}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             raise HarnessError(
                 f"another run is using {folder}; wait for it, end it, or give another --work-dir"
-            ) from None
+            )
         yield
 
 

@@ -7,9 +7,10 @@ The model, which `plan` prints with its numbers:
   processes tell one another are not counted.
 - Wall time is that of cells put on the accelerators, longest chain of work first. A cell that needs several
   waits until as many are free, and nothing of less weight overtakes it meanwhile.
-- Disk is what stays: weights of a pre-training, tokens, predictions, and a record with its log; and what
-  every cell that runs at once needs beside that: the two training checkpoints (weights and both moments of
-  AdamW); of a tokenising cell its shards, and the features that a codebook is fitted on.
+- Disk is what stays: weights of a pre-training, tokens with their tokenizer's weights, predictions, and a
+  record with its log; and what every cell that runs at once needs beside that: three training checkpoints
+  (weights and both moments of AdamW; two are kept, and a third is written before the oldest goes); of a
+  tokenising cell its shards, and the features that a codebook is fitted on.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ FLOAT_BYTES, TOKEN_BYTES, FEATURE_BYTES = 4, 2, 2
 # Channels of the last map of CLIP's ResNets; of another network none is known to be wider than the widest.
 FEATURE_WIDTHS = {"RN50": 2048, "RN101": 2048, "RN50x4": 2560, "RN50x16": 3072, "RN50x64": 4096}
 WIDEST_FEATURES = max(FEATURE_WIDTHS.values())
-CHECKPOINT_COPIES = 3 * 2  # weights and two moments; the newest two checkpoints are kept
+CHECKPOINT_COPIES = 3 * 3  # weights and two moments; a third is written before the older of two goes
+# Beside the tokens of a published tokenizer lie its weights: VQ-KD's, the largest.
+PUBLISHED_WEIGHTS_BYTES = 350_000_000
 RECORD_BYTES = 32_000  # a record, its log and a few thousand lines of metrics
 PREDICTION_BYTES = 24  # an image id, a label and a prediction, compressed
 
@@ -185,7 +188,9 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         part = getattr(protocol.data, cell.part or PRETRAINING_PART)
         trunk = protocol.trunk_spec(protocol.defaults.trunks[0], drop_path=0.0)
         tokens = part.count * trunk.patches * TOKEN_BYTES
-        return DiskUse(kept=tokens + RECORD_BYTES, while_running=tokens + _sampled_features_bytes(cell))
+        has_weights = cell.part is None and "weights" in dict(cell.hyperparameters)
+        kept = tokens + PUBLISHED_WEIGHTS_BYTES * has_weights + RECORD_BYTES
+        return DiskUse(kept=kept, while_running=tokens + _sampled_features_bytes(cell))
     if cell.stage == "pretrain":
         assert cell.trunk is not None
         assert cell.tokenizer is not None

@@ -25,8 +25,9 @@ from protocols.errors import HarnessError
 # What torchvision's ImageFolder takes; a file's content decides how it is decoded.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 MOST_NAMED = 10
-# Class folders are listed side by side: on a network's file system the time goes into waiting.
+# Folders and lists are gone through side by side: on a network's file system the time goes into waiting.
 LISTING_THREADS = 16
+PATHS_AT_ONCE = 500  # of a list, by one thread
 
 
 class DamagedImage(HarnessError):
@@ -130,15 +131,12 @@ def listed_files(
 
     Raises HarnessError, which names them, if some are not there.
     """
-    sizes, gone = [], []
-    for path, _ in files:
+    paths = [path for path, _ in files]
+    for path in paths:
         if ".." in Path(path).parts or Path(path).is_absolute() or not path.isprintable():
             raise HarnessError(f"data set {data_set}: its lists name {path!r}, which is no file of {folder}")
-        try:
-            sizes.append((folder / path).stat().st_size)
-        except FileNotFoundError:
-            gone.append(path)
-    if gone:
+    sizes = _sizes_of(folder, paths)
+    if gone := [path for path, size in zip(paths, sizes, strict=True) if size is None]:
         more = f" and {len(gone) - MOST_NAMED} more" if len(gone) > MOST_NAMED else ""
         raise HarnessError(
             f"data set {data_set}: {len(gone)} of {len(files)} files that its lists name are not in "
@@ -149,7 +147,7 @@ def listed_files(
         name=name,
         classes=classes,
         sample_ids=np.arange(len(files), dtype=np.int64),
-        image_ids=tuple(path for path, _ in files),
+        image_ids=tuple(paths),
         labels=np.array([label for _, label in files], dtype=np.int64),
         folder=folder,
         bytes_of_files=np.array(sizes, dtype=np.int64),
@@ -172,6 +170,24 @@ def _images_of(folder: Path) -> list[tuple[str, int]]:
             )
         found.append((_text(entry), entry.stat().st_size))
     return sorted(found)
+
+
+def _sizes_of(folder: Path, paths: Sequence[str]) -> list[int | None]:
+    """Bytes of each file, None for one that is not there."""
+
+    def sizes(chunk: Sequence[str]) -> list[int | None]:
+        return [_size_of(folder / path) for path in chunk]
+
+    chunks = [paths[start : start + PATHS_AT_ONCE] for start in range(0, len(paths), PATHS_AT_ONCE)]
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        return [size for of_chunk in threads.map(sizes, chunks) for size in of_chunk]
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _text(entry: os.DirEntry[str]) -> str:

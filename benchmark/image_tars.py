@@ -8,12 +8,12 @@ loaded for the labels of val alone.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -32,8 +32,9 @@ from protocols.files import write_atomically
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-INDEX_ENDING = ".index.npz"
-_INDEX_VERSION = 1
+INDEX_ENDING = ".index"
+_INDEX_VERSION = 2
+_DIGEST_BYTES = 32  # SHA-256 of all that follows begins an index
 _BLOCK = 512  # bytes: what tar's headers and the end of an archive are made of
 _log = logging.getLogger(__name__)
 
@@ -178,23 +179,27 @@ def _members(archive: FileState, is_nested: bool) -> Members:
         sizes=members.sizes,
     )
     try:
-        write_atomically(index, buffer.getvalue())
+        content = buffer.getvalue()
+        write_atomically(index, hashlib.sha256(content).digest() + content)
     except OSError as error:
         _log.info("%s is not kept (%s): each process lists the archive", index, error.strerror)
     return members
 
 
 def _read_index(index: Path, archive: FileState) -> Members | None:
-    """The kept list, if there is one and it is this archive's."""
+    """The kept list, if there is one as it was written and it is this archive's."""
     try:
-        with index.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            if kept["made_from"].tolist() != [_INDEX_VERSION, archive.size, archive.modified_ns]:
-                return None
-            names = tuple(kept["names"].tobytes().decode().split("\n"))
-            members = Members(names, kept["offsets"], kept["sizes"])
-    except (FileNotFoundError, PermissionError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = index.read_bytes()
+    except (FileNotFoundError, PermissionError):
         return None
-    return members if len(names) == len(members.offsets) == len(members.sizes) else None
+    stated, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != stated:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as kept:
+        if kept["made_from"].tolist() != [_INDEX_VERSION, archive.size, archive.modified_ns]:
+            return None
+        names = tuple(kept["names"].tobytes().decode().split("\n"))
+        return Members(names, kept["offsets"], kept["sizes"])
 
 
 def _listed(archive: Path, *, is_nested: bool) -> Members:

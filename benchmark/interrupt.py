@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from benchmark.die_with_parent import die_with_parent
+
 
 class Interrupted(BaseException):
     """The stage was asked to stop; what it had is on disk. No library's `except Exception` may take it."""
+
+
+def leave_to_the_loop(worker: int) -> None:
+    """In a process that reads images: SIGTERM to all processes of a cell is its training loop's to answer.
+
+    Without its reading processes it could not come to the end of its step, and would fail, not save itself.
+    If that process is killed, this one ends with it: it was forked, and would keep its GPU's memory in use.
+    """
+    die_with_parent()
+    # Its parent's own SIGTERM counts: with that, multiprocessing ends what is left, and then waits for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class StopFlag:

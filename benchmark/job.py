@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
+from leaderboard.record import Record
 from protocols.schema import Protocol
 
 
@@ -16,7 +17,8 @@ class Job:
     """A cell and where to run it. `slot` numbers the GPU of a machine with several.
 
     `sources` are the digests of the code as the run began; `redo_stale` drops checkpoints that come from
-    other code, or other parents, than there are now.
+    other code, or other parents, than there are now. `known` is the cell's record as it was when this run
+    was decided on.
     """
 
     cell: Cell
@@ -27,6 +29,7 @@ class Job:
     sources: Mapping[str, str]
     data_root: Path | None = None
     redo_stale: bool = False
+    known: Record | None = None
 
 
 def run_in_child(job: Job) -> None:

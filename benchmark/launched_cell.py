@@ -40,7 +40,6 @@ class LaunchedCell:
                 env=_environment(devices, threads=threads),
                 start_new_session=True,
             )
-        self.sentinel = os.pidfd_open(self._process.pid)
 
     @property
     def exitcode(self) -> int | None:
@@ -61,10 +60,6 @@ class LaunchedCell:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return
-
-    def close(self) -> None:
-        """Give back what watching it took."""
-        os.close(self.sentinel)
 
     def _send(self, number: int) -> None:
         if self._process.poll() is None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from benchmark.commands.text import count
 from benchmark.die_with_parent import die_with_parent
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
@@ -67,14 +68,15 @@ def measure_steps(
         machine = _received(connection, "the device")
         assert isinstance(machine, Machine)
         found = of_machine(read_kept(path), machine)
-        report(f"measuring on {machine.described}")
-        for shape, cell in wanted.items():
-            if shape in found.costs:
-                continue
+        unknown = {shape: cell for shape, cell in wanted.items() if shape not in found.costs}
+        if unknown:
+            kinds = count(len(unknown), "kind")
+            report(f"measuring {kinds} of step on {machine.described}; kept in {path}")
+        for number, cell in enumerate(unknown.values(), start=1):
             connection.send(cell)
             cost = _received(connection, step_name(cell))
             assert isinstance(cost, StepCost)
-            report(described(cost))
+            report(f"  {number} of {len(unknown)}: {described(cost)}")
             # Read again: another machine may have measured meanwhile.
             write_kept(path, [*read_kept(path), Kept(machine=machine, cost=cost)])
     return of_machine(read_kept(path), machine)
@@ -108,7 +110,7 @@ def _child(protocol: Protocol, runtime: Runtime) -> Iterator[Connection]:
     there.close()
     try:
         yield here
-    except EOFError:
+    except (EOFError, ConnectionError):
         process.join(GRACE_SECONDS)
         code = process.exitcode or 0
         ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -146,6 +148,8 @@ def _serve(connection: Connection, protocol: Protocol, runtime: Runtime) -> None
             connection.send(measure(connection.recv(), protocol, runtime))
     except EOFError:
         return
+    except HarnessError as error:
+        connection.send(str(error))
     except Exception as error:
         # Said where the user is; the parent ends this process.
         connection.send(f"{type(error).__name__}: {error}")

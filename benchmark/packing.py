@@ -9,7 +9,6 @@ moves its own shard, not the others. The folder gets its name when every shard i
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.file_lock import try_lock
 from benchmark.image_files import DamagedImage
 from benchmark.image_part import ImagePart, square_pixels
 from benchmark.packed import (
@@ -105,12 +105,10 @@ class Packing:
         """Hold the lock. HarnessError if another process packs these images."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         with self.lock.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 raise HarnessError(
                     f"another process packs these images ({self.lock}); wait for it, or end it"
-                ) from None
+                )
             yield
 
     def make(

@@ -76,12 +76,19 @@ class Peers:
     def end(self) -> None:
         """This cell, or with keys of no cell all of them, is over, however it ended."""
         if self.store is not None:
-            self.store.set(_OVER, "")
+            # A store that is gone has nobody left who could be told.
+            with suppress(dist.DistError, RuntimeError):
+                self.store.set(_OVER, "")
+
+    def wait_for_end(self) -> None:
+        """Return when the first process has called `end`, or when the store has gone with it."""
+        with suppress(dist.DistError, RuntimeError):
+            while not self.has_ended():
+                time.sleep(POLL_SECONDS)
 
     def fail(self, reason: str) -> None:
         """Whoever waits for this process learns that it has failed, and why."""
         if self.store is not None:
-            # A store that is gone has nobody left who could be told.
             with suppress(dist.DistError, RuntimeError):
                 self.store.set(_FAILED, f"rank {self.rank}: {reason[:2000]}")
 
@@ -135,7 +142,13 @@ def hosting() -> Iterator[None]:
     host = None
     if is_ours:
         address, port = _meeting_point()
-        host = dist.TCPStore(address, port, is_master=True, wait_for_workers=False)
+        try:
+            host = dist.TCPStore(address, port, is_master=True, wait_for_workers=False)
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise HarnessError(
+                f"the processes cannot meet at MASTER_ADDR {address}, MASTER_PORT {port} "
+                f"({str(error).splitlines()[0]}); give another port"
+            ) from None
     try:
         yield
     finally:
@@ -147,11 +160,10 @@ def leave_together(peers: Peers) -> None:
     if peers.store is None:
         return
     with suppress(dist.DistError, RuntimeError):
-        peers.store.add("left", 1)
-    if peers.rank == 0:
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while peers.store.add("left", 0) < peers.processes and time.monotonic() < deadline:
+        left, deadline = peers.store.add("left", 1), time.monotonic() + LEAVE_SECONDS
+        while peers.rank == 0 and left < peers.processes and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+            left = peers.store.add("left", 0)
 
 
 def _meeting_point() -> tuple[str, int]:

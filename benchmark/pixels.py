@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmark.image_files import DamagedImage
 from benchmark.image_part import ArrayPart, ImagePart, square_pixels
 from benchmark.packed import MissingPack, open_pack
 from protocols.errors import HarnessError
@@ -24,16 +23,6 @@ ReadPixels = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
 # Images that are in memory already are cropped and resized once, if what comes out is no larger than this.
 MOST_KEPT_BYTES = 1024**3
 log = logging.getLogger(__name__)
-
-
-class UnreadImage(HarnessError):
-    """An image that a training needs cannot be read.
-
-    A loader's process passes an error on as the text of its traceback; its last line is what counts.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
 def pixel_reader(
@@ -71,12 +60,9 @@ class ImagePixels:
         self.images, self.size = images, size
 
     def read(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Pixels (B, 3, S, S), channels last in memory. UnreadImage for one that cannot be decoded."""
-        try:
-            opened = (self.images.image(position) for position in positions.tolist())
-            return stacked(opened, count=len(positions), size=self.size).transpose(0, 3, 1, 2)
-        except DamagedImage as error:
-            raise UnreadImage(str(error)) from None
+        """Pixels (B, 3, S, S), channels last in memory. DamagedImage for one that cannot be decoded."""
+        opened = (self.images.image(position) for position in positions.tolist())
+        return stacked(opened, count=len(positions), size=self.size).transpose(0, 3, 1, 2)
 
 
 def stacked(images: Iterable[Image.Image], *, count: int, size: int) -> npt.NDArray[np.uint8]:

@@ -67,6 +67,27 @@ def place(
     )
 
 
+def place_among_others(
+    cell: Cell, protocol: Protocol, runtime: Runtime, *, costs: StepCosts | None, gpus: int
+) -> Runtime:
+    """`place` for a run on `gpus` GPUs such as `costs` was measured on.
+
+    More `runtime.jobs` side by side than GPUs share the memory. HarnessError where a cell of several GPUs is
+    among them.
+    """
+    on_one_gpu = -(-runtime.jobs // max(1, gpus))
+    memory = costs.machine.memory_bytes if costs is not None else None
+    if memory is not None:
+        memory //= on_one_gpu
+    placed = place(cell, protocol, runtime, costs=costs, memory_bytes=memory, gpus=gpus)
+    if placed.processes > 1 and placed.device == "cuda" and on_one_gpu > 1:
+        raise HarnessError(
+            f"--jobs {runtime.jobs}: some cells take several of the {gpus} GPUs, each for itself; give "
+            f"--jobs {gpus} or fewer, or --gpus-per-cell 1"
+        )
+    return placed
+
+
 def memory_problems(
     plan: Sequence[Cell],
     protocol: Protocol,

@@ -6,12 +6,12 @@ Loads no torch itself; a data set that torchvision reads into memory loads it wh
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from benchmark.batch_checks import RuntimeOf, image_problems, memory_line, place_all, step_lines
+from benchmark.batch_checks import image_problems, memory_line, place_all, step_lines
 from benchmark.commands.text import size
 from benchmark.data import open_part
 from benchmark.data_check import DataCheck, check_data
@@ -28,16 +28,22 @@ from protocols.errors import HarnessError, ProtocolViolation
 from protocols.recipes import LinearProbe
 from protocols.schema import Part, Protocol
 
+NOT_MEASURED = "The GPUs' memory is tried with a step of each kind when these are settled."
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightReport:
-    """What was found to be in order, in the words of `lines`: data, pixels, disk, memory, batches."""
+    """What was found to be in order, in the words of `lines`: data, pixels, disk, memory, batches.
+
+    `costs` are those of the steps, as far as they were measured.
+    """
 
     data: tuple[str, ...]
     pixels: str
     disk: str
     memory: str
     steps: tuple[str, ...]
+    costs: StepCosts | None
 
     def lines(self) -> list[str]:
         """What a person is told before the run."""
@@ -53,15 +59,17 @@ def preflight(
     data_root: Path | None,
     *,
     manifest: Sequence[Path] = (),
-    runtime_of: RuntimeOf | None = None,
+    place: Callable[[Cell, StepCosts | None], Runtime] | None = None,
     costs: StepCosts | None = None,
+    measure: Callable[[], StepCosts | None] | None = None,
 ) -> PreflightReport:
     """Check all that the cells of `plan` that are not done need; `states` are theirs, from `survey`.
 
-    `manifest` are files of manifests that do not lie beside their data. `runtime_of` places a cell
-    (benchmark.placement.place, by what was measured: `costs`); without it every cell runs as `runtime` says.
+    `manifest` are files of manifests that do not lie beside their data. `place` gives a cell's runtime by
+    what was measured (benchmark.placement.place); without it every cell runs as `runtime` says. `costs` are
+    known; `measure`, which takes minutes of a GPU, is called for the others once nothing else is wrong.
     Raises HarnessError that lists everything that is wrong with its remedy, ProtocolViolation if nothing is
-    wrong but batches that cannot be split. Writes nothing.
+    wrong but batches that cannot be split. Writes nothing itself.
     """
     refuse_launcher()
     is_done = {one.cell.id for one in states if one.state == "done"}
@@ -73,14 +81,23 @@ def preflight(
     pixels = _pixels(cells, protocol, checks, runtime.images, work_dir, problems)
     disk = disk_need(cells, protocol, work_dir, at_once=runtime.jobs)
     problems += disk.problems(work_dir) if cells else []
-    placed, violations = place_all(cells, protocol, runtime_of or (lambda cell: runtime), problems)
-    _refuse(protocol, _unique(problems), violations)
+
+    def runtime_of(cell: Cell) -> Runtime:
+        return runtime if place is None else place(cell, costs)
+
+    placed, violations = place_all(cells, protocol, runtime_of, problems)
+    if measure is not None and not problems and not violations:
+        costs = measure()
+        placed, violations = place_all(cells, protocol, runtime_of, problems)
+    is_open = measure is not None and bool(problems or violations)
+    _refuse(protocol, _unique(problems), violations, note=NOT_MEASURED if is_open and costs is None else "")
     return PreflightReport(
         data=tuple(line for one in checks for line in one.lines()),
         pixels=pixels,
         disk=disk.line(work_dir) if cells else "",
         memory=memory_line(placed, protocol, runtime, costs),
-        steps=tuple(step_lines(placed)),
+        steps=tuple(step_lines(placed, protocol, costs)),
+        costs=costs,
     )
 
 
@@ -222,7 +239,9 @@ def _pixels(
     return f"pixels: decoded from files in every epoch; once is enough after {packing}" if is_of_files else ""
 
 
-def _refuse(protocol: Protocol, problems: Sequence[Missing], violations: Sequence[str]) -> None:
+def _refuse(
+    protocol: Protocol, problems: Sequence[Missing], violations: Sequence[str], *, note: str = ""
+) -> None:
     """Raise what is wrong, if anything is."""
     everything = [*problems, *(Missing(text, "") for text in violations)]
     if not everything:
@@ -237,7 +256,7 @@ def _refuse(protocol: Protocol, problems: Sequence[Missing], violations: Sequenc
         # What the same command provides stands above it together.
         if one.remedy and (following is None or following.remedy != one.remedy):
             lines.append(f"  {one.remedy}")
-    raise error("\n".join(lines))
+    raise error("\n".join([*lines, note] if note else lines))
 
 
 def _unique(problems: Iterable[Missing]) -> list[Missing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from benchmark.peers import Peers
@@ -27,7 +28,16 @@ def join(peers: Peers, *, device: str) -> None:
         rank=peers.rank,
         world_size=peers.processes,
         timeout=TIMEOUT,
+        # NCCL connects now. Later, in the first collective operation, it would wait for the store's five
+        # minutes alone, and what is wrong with the network would show after all images were read.
+        device_id=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else None,
     )
+
+
+def leave() -> None:
+    """Give the group back, where there is one, once nobody computes with it any more."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def process_rank() -> int:

@@ -33,6 +33,7 @@ from protocols.schema import Protocol
 
 _GPU_FACTS = Path("/proc/driver/nvidia/gpus")
 _MOST_BYTES = 16 * 1024 * 1024
+LARGEST = 256  # images of the larger of the two micro-batches, of a global batch that has as many
 
 
 class Machine(Frozen):
@@ -202,6 +203,8 @@ def step_shape(cell: Cell, protocol: Protocol) -> dict[str, Any] | None:
     if recipe is None:
         return None
     shape: dict[str, Any] = {"stage": cell.stage, "clips": recipe.clip_grad_norm is not None}
+    # What was measured at a few images tells little of the time and memory of thousands.
+    shape["measured_images"] = min(LARGEST, recipe.global_batch)
     drop_path = getattr(recipe, "drop_path", None) or 0.0
     if cell.trunk is not None:
         shape["trunk"] = protocol.trunk_spec(cell.trunk, drop_path=drop_path).model_dump(mode="json")

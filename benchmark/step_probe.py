@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from benchmark import provenance
 from benchmark.batches import Batch
 from benchmark.classification import Classification
+from benchmark.commands.text import size
 from benchmark.optim import build_optimizer
+from benchmark.placement import USABLE_MEMORY
 from benchmark.plan import Cell
 from benchmark.pretrain import PretrainingBatches, PretrainingObjective
 from benchmark.probe import ClassificationOfImages, FrozenTrunk, linear_classifier
 from benchmark.runtime import Runtime
 from benchmark.step_costs import (
+    LARGEST,
     Machine,
     StepCost,
     Timing,
@@ -40,13 +43,13 @@ from benchmark.step_costs import (
 from benchmark.token_classification import TokenMlp, token_vit
 from methods import build_method
 from methods.trunk import build_classifier, build_trunk
+from protocols.errors import HarnessError
 from protocols.frozen import digest_of
 from protocols.recipes import FineTuning, LinearProbe, TokenClassification
 from protocols.schema import Protocol
 
 # A head's classes: ImageNet-1k's. Of smaller sets the head is smaller, which is lost beside the trunk.
 CLASSES = 1000
-LARGEST = 256
 # One micro-batch on a CPU: some seconds of one core. GPUs need more images to be busy.
 CPU_FLOPS = 2e11
 APART = {"cpu": 2, "cuda": 4}  # the larger micro-batch over the smaller
@@ -113,6 +116,8 @@ def measure(cell: Cell, protocol: Protocol, runtime: Runtime) -> StepCost:
         step = None  # type: ignore[assignment]
         if device == "cuda":
             torch.cuda.empty_cache()
+            if bound is not None:
+                check_nobody_else(*torch.cuda.mem_get_info())
     return StepCost(
         shape=digest_of(shape),
         step=step_name(cell),
@@ -122,6 +127,15 @@ def measure(cell: Cell, protocol: Protocol, runtime: Runtime) -> StepCost:
         once_seconds_per_image=once_seconds,
         out_of_memory_at=bound,
     )
+
+
+def check_nobody_else(free: int, total: int) -> None:
+    """HarnessError if other processes hold memory: what ran out beside them says nothing of an empty GPU."""
+    if free < USABLE_MEMORY * total:
+        raise HarnessError(
+            f"memory ran out, and other processes hold {size(total - free)} of the GPU's {size(total)} "
+            "(nvidia-smi names them): end them, or choose free GPUs with CUDA_VISIBLE_DEVICES"
+        )
 
 
 def largest_micro_batch(cell: Cell, protocol: Protocol, *, device: str) -> int:

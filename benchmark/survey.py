@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmark.file_lock import try_lock
 from benchmark.inputs import Missing, missing_inputs
 from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder, has_progress
 from benchmark.metrics import newest_metrics
@@ -173,8 +173,4 @@ def is_locked(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+        return not try_lock(lock, shared=True)

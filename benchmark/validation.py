@@ -92,7 +92,7 @@ class Validation:
 
     @property
     def reported_top1_percent(self) -> float | None:
-        """What the paper reports of this file on these images; None where it says nothing."""
+        """What the paper reports of this file on these images, if their classes are ImageNet's; or None."""
         return publication().top1_percent(
             self.checkpoint.name, trunk=self.trunk, data_set=self.images.data_set, images=len(self.images)
         )
@@ -136,6 +136,7 @@ def imported_record(
     artefacts: dict[str, str],
     key: str,
     deviations: tuple[str, ...],
+    reported_top1_percent: float | None,
     seconds: float,
     peak_memory_bytes: int,
     device: str,
@@ -145,14 +146,13 @@ def imported_record(
     """The record of a classifier that was evaluated as it is; `key` is the entry that held its weights."""
     protocol, images = validation.protocol, validation.images
     resolved: dict[str, dict[str, Any]] = {name: dict(protocol.slice(name)) for name in validation.slices}
-    reported = validation.reported_top1_percent
     resolved["checkpoint"] = {
         "file": validation.checkpoint.name,
         "sha256": validation.sha256,
         "key": key,
         "pooling": validation.pooling,
-        "reported_top1_percent": reported,
-        "reported_by": publication().source if reported is not None else None,
+        "reported_top1_percent": reported_top1_percent,
+        "reported_by": publication().source if reported_top1_percent is not None else None,
     }
     return Record(
         cell_id=validation.cell_id,

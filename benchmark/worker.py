@@ -7,7 +7,6 @@ another process runs this cell.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -26,7 +25,8 @@ import torch
 
 from benchmark import finetune, pretrain, probe, provenance, token_classification, tokenise
 from benchmark.checkpoint import clear_checkpoints
-from benchmark.interrupt import Interrupted
+from benchmark.file_lock import try_lock
+from benchmark.interrupt import Interrupted, StopFlag
 from benchmark.job import Job
 from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOG_NAME
 from benchmark.peers import CellEnded, Peers, launched
@@ -48,6 +48,7 @@ STAGES = {
 }
 LOCKED = 75
 LOCK_SECONDS = 10.0
+LAUNCHER_SECONDS = 2.0  # torchrun looks at its processes ten times a second
 log = logging.getLogger(__name__)
 
 
@@ -77,11 +78,16 @@ def run_here(job: Job, peers: Peers, *, is_alone: bool = False) -> int:
     with cell_lock(context.folder) if peers.rank == 0 else nullcontext(True) as is_ours:
         if not is_ours:
             log.info("another process runs this cell")
+            peers.end()
             return LOCKED
-        if peers.rank == 0:
-            # An earlier failure's record must not pass for this attempt's.
-            (context.folder / RECORD_NAME).unlink(missing_ok=True)
         try:
+            if peers.rank == 0:
+                record = read_record(context.folder)
+                if record is not None and record.status == "done" and record != job.known:
+                    log.info("another process has done this cell meanwhile")
+                    return 0
+                # An earlier failure's record must not pass for this attempt's.
+                (context.folder / RECORD_NAME).unlink(missing_ok=True)
             context.stop.listen(is_alone=is_alone)
             return run_cell(context, slot=job.slot, redo_stale=job.redo_stale)
         except Interrupted as stopped:
@@ -89,6 +95,9 @@ def run_here(job: Job, peers: Peers, *, is_alone: bool = False) -> int:
                 note_attempt(context.folder, event="interrupted")
             log.info("interrupted %s", stopped)
             return 128 + context.stop.number
+        finally:
+            if peers.rank == 0:
+                peers.end()
 
 
 def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -> int:
@@ -99,12 +108,14 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
             note_attempt(context.folder, event="start", pid=str(os.getpid()))
             _check_sources(context)
             _check_begun(context, redo_stale=redo_stale)
+        if cell.stage != "tokenise":
+            # First of all: what another process records of its failure, the first one would have removed.
+            peers.wait_for_all("ready")
         _prepare_device(runtime, slot)
         if cell.stage == "tokenise" and peers.rank:
             tokenise.assist(context)
             return 0
         if cell.stage != "tokenise":
-            peers.wait_for_all("ready")
             join(peers, device=runtime.device)
         result = STAGES[cell.stage](context)
         peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
@@ -125,12 +136,20 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
             note_attempt(context.folder, event="done")
             clear_checkpoints(context.folder / CHECKPOINTS_NAME)
         return 0
-    except (ShareDone, CellEnded) as ended:
-        log.info("this process has done its share%s", f": the cell ended {ended}" if str(ended) else "")
+    except ShareDone:
+        # It stays: torchrun on its machine would leave soon after it, and take along, if it is the first
+        # machine, the store that the others hold on to while the first process measures.
+        log.info("this process has done its share")
+        peers.wait_for_end()
+        return 0
+    except CellEnded as ended:
+        log.info("this process has done its share: the cell ended %s", ended)
         return 0
     except Exception as error:
         # The one boundary: whatever went wrong in this cell is recorded, and the others go on.
         traceback.print_exc()
+        if peers.processes > 1:
+            _let_launcher_speak(context.stop)
         text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
         if peers.rank:
             peers.fail(text)
@@ -152,6 +171,16 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
             )
             note_attempt(context.folder, event="failed")
         return 1
+
+
+def _let_launcher_speak(stop: StopFlag) -> None:
+    """Interrupted if another process of the cell was lost first: then its launcher ends this one, too.
+
+    What failed here is that other one's doing, a broken connection, and no failure of the cell.
+    """
+    if stop.raised:
+        stop.interrupt("with the other processes of its cell")
+    time.sleep(LAUNCHER_SECONDS)
 
 
 def _check_begun(context: CellContext, *, redo_stale: bool) -> None:
@@ -192,9 +221,7 @@ def cell_lock(folder: Path) -> Iterator[bool]:
     deadline = time.monotonic() + LOCK_SECONDS
     with (folder / ".lock").open("w") as lock:
         while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 if time.monotonic() > deadline:
                     yield False
                     return
@@ -232,4 +259,11 @@ def _redirect_output(log: Path, *, rank: int) -> None:
 def _prepare_device(runtime: Runtime, slot: int) -> None:
     torch.set_num_threads(runtime.threads)
     if runtime.device == "cuda":
-        torch.cuda.set_device(slot % torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
+        # With one GPU in sight a launcher may have given each process its own.
+        if runtime.processes > 1 and slot >= gpus > 1:
+            raise HarnessError(
+                f"process {slot} of this machine (LOCAL_RANK) has no GPU: {gpus} are visible; start as many "
+                "processes on a machine as it has GPUs"
+            )
+        torch.cuda.set_device(slot % gpus)

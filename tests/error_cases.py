@@ -17,6 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from benchmark.cli import main
+from tests.cluster_error_cases import CLASSIFIER_CASES, CLUSTER_CASES
 from tests.data_set_error_cases import DATA_SET_CASES
 from tests.error_settings import (
     SMALL,
@@ -235,6 +236,8 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
     "Tokens": tuple(Case(**case) for case in TOKEN_CASES),
     "Data sets": tuple(Case(**case) for case in (*DATA_SET_CASES, *DATA_CASES)),
     "Packed images": tuple(Case(**case) for case in PACK_CASES),
+    "Clusters": tuple(Case(**case) for case in CLUSTER_CASES),
+    "Published classifiers": tuple(Case(**case) for case in CLASSIFIER_CASES),
     "Machine, data and work dir": (
         Case(title="everything that fair300 needs", command="--protocol fair300", given="imagenet-1k",
              where="protocol fair300 cannot run here", remedy="https://image-net.org"),
@@ -360,7 +363,7 @@ def provoke(case: Case, folder: Path) -> Outcome:
 
 
 def _readable(text: str, folder: Path) -> str:
-    text = text.replace(f"{folder}/", "")
+    text = re.sub(r"(?m)^disk: [^:]*? free\s+under\s+", "disk: ... under ", text.replace(f"{folder}/", ""))
     # Of tokens, whose k-means differs in the last bits between processors.
     text = re.sub(r"\b[0-9a-f]{64}\b", "DIGEST", text)
     return re.sub(r"(tokens/[a-z-]+)-[0-9a-f]{12}/([a-z0-9-]+)-[0-9a-f]{12}", r"\1-DIGEST/\2-DIGEST", text)

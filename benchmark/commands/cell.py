@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from argparse import Namespace
 
 from benchmark.cell_command import code_digest
@@ -92,6 +93,7 @@ def run(options: Namespace) -> int:
 
     from benchmark.job import Job
     from benchmark.peers import hosting, launched, leave_together, local_rank
+    from benchmark.process_group import leave
     from benchmark.worker import run_here
 
     job = Job(
@@ -103,14 +105,21 @@ def run(options: Namespace) -> int:
         sources=present_sources(),
         data_root=options.data_root,
         redo_stale=options.redo_stale,
+        known=state.record,
     )
     with hosting():
         peers = launched()
         if state.state == "done":
             print(f"{cell.id} is done")
+            # Another process may not have seen it yet.
+            peers.of_cell(cell.id).end()
             code = 0
         else:
             code = run_here(job, peers.of_cell(cell.id), is_alone=not is_launched)
         if code == 0:
+            # The work is done and recorded: a signal cannot make it undone.
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             leave_together(peers)
+            leave()
     return code

@@ -31,8 +31,9 @@ images, and name each one that cannot be read.
 
 The manifest states the size of every file. --write-manifest writes it beside
 the data, once the counts are right and every image was decoded; from then on
-a run names what is missing or cut short before it starts. Of CIFAR and
-Fashion-MNIST the pixels are held against a digest instead.
+a run names what is missing or cut short before it starts. CIFAR is held
+against a digest whenever it is read, and Fashion-MNIST against the sizes that
+its files state.
 
 examples:
   python run_benchmark.py data imagenet-1k --data-root DIR
@@ -98,7 +99,7 @@ def run(options: Namespace) -> int:
             is_compared=not options.write_manifest,
         )
     if options.write_manifest and not check.problems and not check.listings:
-        raise HarnessError(f"data set {name} needs no manifest: its pixels are held against a digest")
+        raise HarnessError(f"data set {name} needs no manifest: it is read whole before a run")
     for split, images in check.splits.items():
         _print_split(split, images)
     if check.remark and not check.problems and not options.write_manifest:

@@ -185,7 +185,8 @@ def _spread(forecast: dict[str, Any]) -> str:
     taken = Counter(cell["gpus"] for cell in forecast["cells"] if cell["left"])
     if set(taken) <= {1}:
         return "one cell each"
-    return ", ".join(f"{count(cells, 'cell')} on {number}" for number, cells in sorted(taken.items()))
+    (fewest, cells), *others = sorted(taken.items())
+    return ", ".join([f"{count(cells, 'cell')} on {fewest}", *(f"{cells} on {n}" for n, cells in others)])
 
 
 def _device(forecast: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmark.cell_command import cell_arguments
@@ -30,12 +31,12 @@ from benchmark.commands.text import paragraph
 from benchmark.execute import Placement, Stopped, execute
 from benchmark.layout import check_work_dir
 from benchmark.measure_steps import measure_steps
-from benchmark.placement import place
+from benchmark.placement import place_among_others
 from benchmark.plan import Cell
 from benchmark.preflight import preflight
 from benchmark.progress import choose_display
 from benchmark.runtime import Runtime, count_gpus, detect_runtime
-from benchmark.step_costs import StepCosts, known_costs
+from benchmark.step_costs import DamagedCosts, StepCosts, known_costs
 from benchmark.survey import CellState, survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
@@ -112,13 +113,12 @@ def run(options: Namespace) -> int:
     stale = [one for one in states if one.state == "stale"]
     if cluster is None:
         check_not_queued(options, protocol)
-    costs = _costs(options, plan, protocol, runtime, states, is_here=cluster is None)
-    memory = costs.machine.memory_bytes if costs is not None else None
     gpus = count_gpus() if cluster is None else runtime.jobs
-    placement = Placement(
-        of=lambda cell: place(cell, protocol, runtime, costs=costs, memory_bytes=memory, gpus=gpus),
-        words=lambda cell, one: cell_arguments(options, cell.id, one),
-    )
+
+    def placed(cell: Cell, costs: StepCosts | None) -> Runtime:
+        return place_among_others(cell, protocol, runtime, costs=costs, gpus=gpus)
+
+    is_measured = cluster is None and runtime.device == "cuda"
     report = preflight(
         plan,
         protocol,
@@ -127,8 +127,13 @@ def run(options: Namespace) -> int:
         states,
         options.data_root,
         manifest=options.manifest,
-        runtime_of=placement.of,
-        costs=costs,
+        place=placed,
+        costs=_known_costs(options, protocol, runtime, is_measured=is_measured),
+        measure=partial(_measured, options, protocol, runtime, states) if is_measured else None,
+    )
+    placement = Placement(
+        of=lambda cell: placed(cell, report.costs),
+        words=lambda cell, one: cell_arguments(options, cell.id, one),
     )
     if not options.quiet:
         for line in report.lines():
@@ -197,20 +202,28 @@ def _runtime(options: Namespace) -> Runtime:
     )
 
 
-def _costs(
-    options: Namespace,
-    plan: Sequence[Cell],
-    protocol: Protocol,
-    runtime: Runtime,
-    states: Sequence[CellState],
-    *,
-    is_here: bool,
+def _known_costs(
+    options: Namespace, protocol: Protocol, runtime: Runtime, *, is_measured: bool
 ) -> StepCosts | None:
-    """What one step of each cell takes: on GPUs of this machine measured where it is not known yet."""
-    if not is_here or runtime.device == "cpu" or any(one.missing for one in states):
+    """What a step of each cell takes on such GPUs, as far as it was measured before."""
+    if runtime.device == "cpu":
+        return None
+    try:
         return known_costs(options.work_dir, protocol.name, runtime)
-    done = {one.cell.id for one in states if one.state == "done"}
-    cells = [cell for cell in plan if cell.id not in done]
-    return measure_steps(
-        cells, protocol, options.work_dir, runtime, report=lambda line: print(line, file=sys.stderr)
-    )
+    except DamagedCosts:
+        if is_measured:
+            return None  # measuring replaces the file, and says so
+        raise
+
+
+def _measured(
+    options: Namespace, protocol: Protocol, runtime: Runtime, states: Sequence[CellState]
+) -> StepCosts | None:
+    """The same with what was not known measured here."""
+    cells = [one.cell for one in states if one.state != "done"]
+
+    def report(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return measure_steps(cells, protocol, options.work_dir, runtime, report=report)

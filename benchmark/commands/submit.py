@@ -79,9 +79,16 @@ def cluster_runtime(options: Namespace, cluster: ClusterFile) -> Runtime:
     nodes = max(
         [cluster.max_nodes_per_cell, *(one.max_nodes_per_cell or 1 for one in cluster.stages.values())]
     )
+    most, asked = cluster.slots_per_node * nodes, options.gpus_per_cell
+    if asked is not None and asked > most:
+        raise HarnessError(
+            f"--gpus-per-cell {asked}: the cluster file gives a cell {count(nodes, 'node')} "
+            f"(max_nodes_per_cell), and on each {cluster.slots_per_node} of its processes; give {most} or "
+            "fewer, or change the file"
+        )
     return Runtime(
         device=cluster.device,
-        jobs=cluster.slots_per_node * nodes,
+        jobs=most,
         threads=cluster.cpus_per_process if cluster.gpus_per_node else 1,
         workers=options.workers,
         precision=options.precision,
@@ -134,10 +141,22 @@ def submit(
         elif arrays:
             print(_submitted(list(submission.submit(arrays, queue))))
     print(_summary(found, protocol, is_dry=False))
-    follow = f"python run_benchmark.py status --protocol {options.protocol} --work-dir {options.work_dir}"
-    print(f"\nfollow it:  {follow}")
+    print(f"\nfollow it:  {shlex.join(_status_words(options))}")
     print(paragraph("The same command again submits what is left; report makes the board of what is done."))
     return 0
+
+
+def _status_words(options: Namespace) -> list[str]:
+    """The command that shows these very cells: with --set others would be meant without it."""
+    words = ["python", "run_benchmark.py", "status", "--protocol", str(options.protocol)]
+    words += ["--work-dir", str(options.work_dir)]
+    if options.data_root is not None:
+        words += ["--data-root", str(options.data_root)]
+    for kind in ("methods", "tokenizers", "trunks", "evaluations", "views", "seeds", "set"):
+        given = getattr(options, kind)
+        if given and given != ["all"]:
+            words += [f"--{kind}", *given]
+    return words
 
 
 def _submitted(arrays: Sequence[Submitted]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from argparse import Namespace
@@ -13,6 +12,7 @@ from pathlib import Path
 from benchmark.commands.board import show_classifier
 from benchmark.commands.options import Parser, check_least, protocol_argument
 from benchmark.data import open_part
+from benchmark.file_lock import try_lock
 from benchmark.layout import check_work_dir
 from benchmark.published_classifiers import publication
 from benchmark.runtime import detect_runtime
@@ -104,10 +104,10 @@ def run(options: Namespace) -> int:
     show_classifier(record)
     paper = publication()
     known = paper.files.get(validation.checkpoint.name)
-    if known is not None and validation.reported_top1_percent is None:
+    if known is not None and record.resolved["checkpoint"]["reported_top1_percent"] is None:
         print(
             f"  the paper reports {known.top1_percent} % of a file of this name, on {paper.images:,} images "
-            f"of {paper.data_set} with {known.trunk}: not compared"
+            f"of {paper.data_set}, in its 1,000 classes, with {known.trunk}: not compared"
         )
     again = "measured before, --redo measures it again: " if was_there else ""
     print(f"  {again}{os.path.relpath(validation.folder(options.work_dir))}")
@@ -152,10 +152,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HarnessError(f"another process measures this file in {folder}; wait for it") from None
+        if not try_lock(lock):
+            raise HarnessError(f"another process measures this file in {folder}; wait for it")
         try:
             yield
         finally:

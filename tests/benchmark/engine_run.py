@@ -24,6 +24,7 @@ from benchmark.runtime import Runtime
 from methods import build_method
 from protocols import load_protocol
 
+CHECKPOINT_SECONDS = 3600
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 
 
@@ -71,7 +72,7 @@ def run(
     runtime = Runtime.model_validate(
         {
             "device": "cpu", "jobs": 1, "threads": 1, "workers": workers, "precision": precision,
-            "processes": processes, "accumulation": accumulation, "checkpoint_seconds": 3600,
+            "processes": processes, "accumulation": accumulation, "checkpoint_seconds": CHECKPOINT_SECONDS,
         }
     )  # fmt: skip
     optimizer = build_optimizer(method, recipe, undecayed=method.no_weight_decay())

@@ -50,7 +50,7 @@ def archive_imagenet(folders: Path, into: Path, patch: pytest.MonkeyPatch) -> No
             _add(outer, f"{class_folder.name}.tar", inner.getvalue())
     paths = sorted((folders / "val").glob("*/*"), key=lambda path: path.name)
     with tarfile.open(into / VAL_TAR, "w") as tar:
-        for path in paths:
+        for path in reversed(paths):  # labels go by the names, not by the order in the archive
             tar.add(path, path.name)
     numbers = {wnid: number for number, wnid in DEVKIT_NUMBERS.items()}
     make_devkit(into / DEVKIT, [numbers[path.parent.name] for path in paths], patch)

@@ -59,6 +59,7 @@ BESIDES = {
     "args": argparse.Namespace(lr=0.1, output=pathlib.Path("a/b"), mean=[0.5], model=None),
     "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]},
     "metric": np.float64(75.5),
+    "history": np.arange(3.0),
     "epoch": 299,
 }
 FORMS: dict[str, tuple[dict[str, Any], str]] = {
@@ -240,8 +241,9 @@ def test_cut_and_altered_files(tmp_path: Path, is_zip: bool) -> None:
         b"<html>not found</html>",
     ):
         path.write_bytes(content)
-        with pytest.raises(HarnessError, match=r"weights\.tar: cannot be read as weights \("):
+        with pytest.raises(HarnessError, match=r"weights\.tar: cannot be read as weights \(") as told:
             read_classifier(path)
+        assert "weights_only" not in str(told.value), "torch's advice to load it with everything allowed"
     with pytest.raises(HarnessError, match=r"absent\.tar: no such file"):
         read_classifier(tmp_path / "absent.tar")
 

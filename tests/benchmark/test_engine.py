@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmark import engine
 from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.engine import Training, TrainingDiverged, train
 from benchmark.runtime import Runtime
@@ -137,6 +140,46 @@ def test_two_stopped_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
     )
     assert_equal_weights(whole["weights"], parts["weights"])
     assert whole["loss"] == parts["loss"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_goes_on_with_the_same_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: int, then: int
+) -> None:
+    """Stopped within a metrics window, whose sum the processes then share differently."""
+    whole = run(tmp_path / "whole", "beit", drop_path=0.0)
+    caplog.set_level("INFO")
+    for processes, stop in ((first, [13]), (then, [])):
+        if processes == 1:
+            run(tmp_path / "parts", "beit", drop_path=0.0, stop_at=stop[0] if stop else None)
+        else:
+            train_as_two(tmp_path / "parts", "beit", 0.0, "fp32", *stop)
+    assert [line["step"] for line in metrics(tmp_path / "parts")] == [10, 16]
+    curves = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("whole", "parts")]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    assert whole["images_seen"] == 512
+    assert ("going on from step 13 of 16, saved by 2 processes" in caplog.text) == (then == 1)
+
+
+def save_slowly(rank: int, port: int, folder: Path) -> None:
+    """One of two processes, of which the first takes long to save, as it does on a cluster's file system."""
+    real = engine.save_checkpoint
+
+    def slow(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+        (folder.parent / f"saved-{step}").touch()
+        time.sleep(0.5)
+        real(folder, step, state)
+
+    engine.save_checkpoint = slow
+    script: Any = _script()
+    script.CHECKPOINT_SECONDS = 0
+    script.main([str(one) for one in (folder, "mim", 0.0, 2, rank, 1, 0, "fp32")])
+
+
+def test_saving_takes_its_share_of_the_time_in_several_processes_too(tmp_path: Path) -> None:
+    """Those that do not save know nothing of its cost: only the first one's clock says when."""
+    in_processes(save_slowly, tmp_path, processes=2)
+    assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-1", "saved-16"}
 
 
 class Explodes(nn.Module):

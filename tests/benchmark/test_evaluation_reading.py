@@ -14,6 +14,7 @@ from benchmark.data import open_split
 from benchmark.image_files import DamagedImage
 from benchmark.transforms import normalise
 from protocols import load_protocol
+from protocols.errors import HarnessError
 from tests.benchmark.imagenet_folder import COUNT, make_imagenet
 
 PROTOCOL = load_protocol(str(Path(__file__).parent.parent / "full.yaml"))
@@ -51,3 +52,18 @@ def test_a_damaged_image_is_named_wherever_it_was_read(workers: int, tmp_path: P
     with pytest.raises(DamagedImage, match=f"^{images.image_ids[17]} cannot be read as an image"):
         list(evaluation_batches(images, RECIPE, DATA, workers=workers))
     assert np.array_equal(images.labels[[0, 17]], [0, 1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_reading_process_says_arrives_as_it_was_said(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_imagenet(tmp_path)
+    images = open_split("imagenet-1k", "train", data_root=tmp_path)
+
+    def image(*_: object) -> None:
+        raise HarnessError("the archive changed since it was listed; give the command again")
+
+    monkeypatch.setattr(type(images), "image", image)
+    with pytest.raises(HarnessError, match=r"^the archive changed since it was listed; give the command"):
+        list(evaluation_batches(images, RECIPE, DATA, workers=workers))

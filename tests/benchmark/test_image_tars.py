@@ -111,14 +111,18 @@ def test_the_listing_is_kept_and_belongs_to_one_archive(copy: Path, monkeypatch:
 
     assert again().digest == before.digest
     assert not listings
-    index.write_bytes(index.read_bytes()[:-100])
-    assert again().digest == before.digest
-    assert len(listings) == 1
+    kept = index.read_bytes()
+    altered = [kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :] for at in (0, 40, len(kept) // 2, -2)]
+    for times, damaged in enumerate((b"", kept[:-100], b"\x93NUMPY" + kept, *altered), start=1):
+        index.write_bytes(damaged)
+        assert again().digest == before.digest
+        assert len(listings) == times
+        assert index.read_bytes() == kept
     os.utime(copy / TRAIN_TAR, ns=(0, 0))
     assert again().digest == before.digest
-    assert len(listings) == 2
+    assert len(listings) == times + 1
     assert again().digest == before.digest
-    assert len(listings) == 2
+    assert len(listings) == times + 1
 
 
 def test_where_nothing_may_be_written_the_listing_is_not_kept(

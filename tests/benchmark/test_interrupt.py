@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +17,10 @@ import pytest
 from benchmark import data
 from benchmark.cli import main
 from benchmark.interrupt import Interrupted, StopFlag
+from tests.benchmark import engine_run
 
-TINY = str(Path(__file__).parent.parent / "tiny.yaml")
+ROOT = Path(__file__).parent.parent.parent
+TINY = str(ROOT / "tests" / "tiny.yaml")
 
 
 @pytest.fixture
@@ -52,6 +58,25 @@ def test_a_terminals_signals_are_left_to_the_harness(stop: StopFlag, number: int
     assert not stop.raised
 
 
+def test_who_reads_for_a_killed_process_ends_with_it() -> None:
+    """Its output is at an end once nobody holds it any more."""
+    code = (
+        "import os, signal, time\n"
+        "from benchmark.interrupt import leave_to_the_loop\n"
+        "ready, ready_too = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    leave_to_the_loop(0)\n"
+        "    os.write(ready_too, b'1')\n"
+        "    time.sleep(20)\n"
+        "os.read(ready, 1)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert time.monotonic() - started < 15
+
+
 def test_a_missing_data_file_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,3 +89,29 @@ def test_a_missing_data_file_is_said_before_anything_runs(
     assert main(arguments) == 2
     assert "SHA-256 differs" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_signal_to_all_processes_of_a_cell_leaves_those_that_read_images_to_its_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SignalledAt(engine_run.StopAt):
+        """As Slurm may do, and `kill -TERM -GROUP`: the reading processes get the signal, too."""
+
+        @property
+        def raised(self) -> bool:
+            self.looks += 1
+            readers = multiprocessing.active_children()
+            assert readers
+            if self.looks == 3:
+                # From another process: their parent's own signal ends them.
+                subprocess.run(["kill", "-TERM", *(str(reader.pid) for reader in readers)], check=True)
+                time.sleep(0.2)
+            return self.looks == 5
+
+        @raised.setter
+        def raised(self, value: bool) -> None:
+            assert not value
+
+    monkeypatch.setattr(engine_run, "StopAt", SignalledAt)
+    assert engine_run.run(tmp_path, "mim", drop_path=0.0, workers=2) == {}
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*.pt")] == ["step-000000005.pt"]

@@ -76,7 +76,7 @@ def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work_dir
 
 
-def test_killed_parents_leave_nobody_and_what_goes_on_ends_with_the_same_bits(
+def test_killed_processes_leave_nobody_and_what_goes_on_ends_with_the_same_bits(
     tokenised: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -89,14 +89,16 @@ def test_killed_parents_leave_nobody_and_what_goes_on_ends_with_the_same_bits(
 
     harness = subprocess.Popen(command(parts, *SELECTION, *TWO), stdout=subprocess.DEVNULL)
     wait_for(lambda: newest_step(parts, cell) > 0)
-    launcher, *trainers = processes_of(parts, cell)
+    _, *trainers = processes_of(parts, cell)
     assert len(trainers) == 2
-    os.kill(launcher, signal.SIGKILL)  # torchrun alone; the harness sees it and starts the cell again
+    # One of them alone, as by the system when memory is short: the other one's broken connection is no
+    # failure of the cell, and the harness starts it again.
+    os.kill(trainers[1], signal.SIGKILL)
     wait_for(lambda: not set(trainers) & set(processes_of(parts, cell)))
     step = newest_step(parts, cell)
     wait_for(lambda: newest_step(parts, cell) > step)
     assert len(processes_of(parts, cell)) == 3
-    harness.kill()  # the parent of all, alone
+    harness.kill()  # the parent of all, alone; torchrun is killed by that, and so are its processes
     harness.wait(30)
     wait_for(lambda: not processes_of(parts, cell))
 

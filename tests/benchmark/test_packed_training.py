@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 import torch
 
 from benchmark import pretrain, tokenise
+from benchmark.image_files import DamagedImage
 from benchmark.image_part import ImagePart
 from benchmark.packing import Packing
-from benchmark.pixels import UnreadImage
 from benchmark.plan import make_plan, select
 from benchmark.pretrain import PretrainingBatches, PretrainingObjective
 from benchmark.record_cell import write_cell_record
@@ -105,7 +106,7 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(
     content = path.read_bytes()
     path.write_bytes(bytes(len(content)))
     try:
-        with pytest.raises(UnreadImage) as caught:
+        with pytest.raises(DamagedImage) as caught:
             trained(pretraining, tmp_path / "damaged", images="files", workers=workers)
     finally:
         path.write_bytes(content)
@@ -150,11 +151,23 @@ def test_jitter_is_the_images_own_however_they_are_batched(protocol: Protocol) -
     assert 0.6 <= batch["jitter_factors"].min() < batch["jitter_factors"].max() <= 1.4
 
 
-def test_jitter_is_float32_under_autocast(protocol: Protocol) -> None:
+def test_jitter_is_float32_under_autocast(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, batches = parts(protocol)
     batch = batches(np.arange(8), 0)
+    seen: list[bool] = []
+
+    def watched(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watching(*arguments: Any) -> torch.Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return step(*arguments)
+
+        return watching
+
+    for name in ("color_jitter", "normalise"):
+        monkeypatch.setattr(pretrain, name, watched(getattr(pretrain, name)))
     with torch.autocast("cpu", torch.bfloat16):
         images = objective.images(batch)
+    assert seen == [False, False]  # none of these operations shows it on a CPU
     assert images.dtype == torch.float32
     assert torch.equal(images, objective.images(batch))
 

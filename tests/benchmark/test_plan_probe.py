@@ -21,6 +21,7 @@ from benchmark.plan import Cell, make_plan, select
 from benchmark.runtime import Runtime
 from benchmark.step_costs import Kept, costs_path, read_kept, torch_version, write_kept
 from protocols import load_protocol
+from protocols.errors import HarnessError
 from protocols.recipes import LinearProbe
 from protocols.schema import Protocol
 from tests.benchmark.made_costs import GPU, step_cost
@@ -108,9 +109,11 @@ def test_the_rate_is_that_of_this_machine(probed: tuple[Path, Any, str]) -> None
 
 def test_each_step_is_told_on_standard_error(probed: tuple[Path, Any, str]) -> None:
     lines = probed[2].splitlines()
-    assert lines[0].startswith("measuring on ")
+    assert lines[0].startswith("measuring 3 kinds of step on ")
+    assert lines[0].endswith(f"kept in {costs_path(probed[0], 'tiny')}")
     assert len(lines) == 4
     assert all("images/s in micro-batches of" in line for line in lines[1:])
+    assert [line.split(":")[0] for line in lines[1:]] == ["  1 of 3", "  2 of 3", "  3 of 3"]
 
 
 def tiny_plan(protocol: Protocol) -> list[Cell]:
@@ -209,11 +212,14 @@ class _DeadProcess:
     """A process that was killed before it said anything."""
 
     exitcode = -9
+    says: object = None
 
     def __init__(self, *, target: object, args: tuple[Connection, Any, Any], daemon: bool) -> None:
         self.there = args[0]
 
     def start(self) -> None:
+        if self.says is not None:
+            self.there.send(self.says)
         self.there.close()
 
     def join(self, timeout: float | None = None) -> None:
@@ -229,11 +235,13 @@ def test_a_child_that_dies_or_fails_is_an_error_with_a_remedy(
     class Context:
         Process = _DeadProcess
 
-    with monkeypatch.context() as patch:
-        patch.setattr("multiprocessing.get_context", lambda name: Context)
-        code, _, err = plan(tmp_path, "--probe", "--device", "cpu")
-    assert code == 2
-    assert "error: the process that measures steps was killed by SIGKILL" in err
+    for says in (None, step_probe.this_machine(CPU)):  # the second dies before it is asked for a step
+        with monkeypatch.context() as patch:
+            patch.setattr("multiprocessing.get_context", lambda name: Context)
+            patch.setattr(_DeadProcess, "says", says)
+            code, _, err = plan(tmp_path, "--probe", "--device", "cpu")
+        assert code == 2
+        assert "error: the process that measures steps was killed by SIGKILL" in err
     monkeypatch.setattr(measure_steps, "_child", in_process)
     monkeypatch.setattr(_InProcess, "recv", lambda self: "ValueError: no")
     code, _, err = plan(tmp_path, "--probe", "--device", "cpu")
@@ -287,7 +295,7 @@ def test_a_plan_for_gpus_places_its_cells(tmp_path: Path, monkeypatch: pytest.Mo
     assert forecast["open"]["wall_hours"] == pytest.approx(hours["pretrain"] / 8 + after)
     _, text, _ = plan(tmp_path, *asked, selection=selection)
     words = " ".join(text.split())
-    assert "on 8 GPUs, 1 cell on 1, 2 cells on 4, 1 cell on 8;" in words
+    assert "on 8 GPUs, 1 cell on 1, 2 on 4, 1 on 8;" in words
     assert "Test GPU in bf16 (torch" in words
     _, text, _ = plan(tmp_path, *asked, "--cells", selection=selection)
     assert "8 x " in text
@@ -369,3 +377,9 @@ def test_less_is_tried_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) ->
     assert (cost.timings, cost.out_of_memory_at) == ((), 1)
     assert cost.gradient_bytes > 0
     assert "out of memory with one image" in measure_steps.described(cost)
+
+
+def test_memory_that_others_hold_is_no_bound() -> None:
+    step_probe.check_nobody_else(75 * 10**9, 80 * 10**9)
+    with pytest.raises(HarnessError, match=r"hold 30\.0 GB of the GPU's 80\.0 GB"):
+        step_probe.check_nobody_else(50 * 10**9, 80 * 10**9)

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +18,18 @@ from benchmark.data import open_part
 from benchmark.data_check import manifest_path
 from benchmark.data_listing import list_class_folders
 from benchmark.data_manifest import write_manifest
-from benchmark.placement import DoesNotFit
-from benchmark.plan import make_plan, select
+from benchmark.disk import disk_need
+from benchmark.layout import cell_folder
+from benchmark.placement import DoesNotFit, place_among_others
+from benchmark.plan import Cell, make_plan, select
 from benchmark.preflight import PreflightReport, preflight
 from benchmark.runtime import Runtime
+from benchmark.step_costs import StepCosts
 from benchmark.survey import survey
 from protocols import load_protocol, lock
 from protocols.errors import HarnessError, ProtocolViolation
 from protocols.schema import Part, Protocol
+from tests.benchmark.made_costs import costs_of, step_cost
 
 FULL = str(Path(__file__).parent.parent / "full.yaml")
 CLASSES = ("n01440764", "n01443537", "n02119789", "n02123045")
@@ -103,13 +108,14 @@ def files_under(folder: Path) -> dict[str, bytes]:
 def test_a_whole_miniature_passes_and_is_told(whole: Path, miniature: Protocol) -> None:
     report = check(miniature, whole)
     part = open_part("imagenet-1k", "training", Part(split="train", count=24), data_root=whole)
-    data, disk, steps = report.lines()
+    data, disk, header, _, steps = report.lines()
     assert data.startswith("data imagenet-1k: training 24 images of 4 classes")
     assert f"digest {part.digest[:12]}" in data
     assert data.endswith(f"sizes of all files as in {manifest_path('imagenet-1k', whole)}")
     assert "needed" in disk
     rate = miniature.evaluation("finetune", "vit-t").peak_lr
-    assert steps == f"finetune vit-t: global batch 16 = 1 process x 1 step x 16 images, peak lr {rate:g}"
+    assert header.split("  ") == ["batch", "= processes", "x steps", "x images", "peak lr", "stage"]
+    assert steps.split() == ["16", "1", "1", "16", f"{rate:g}", "finetune", "vit-t"]
 
 
 def test_everything_that_is_wrong_is_named_in_one_go(
@@ -260,39 +266,96 @@ def test_embedded_sets_are_told_without_a_manifest() -> None:
     assert lines[0].startswith("data fashion-mnist-12k: pretraining 256 images of 10 classes")
     assert "elsewhere test 90 images" in lines[0]
     assert lines[0].endswith("comes with the repository")
-    batch = protocol.pretraining.global_batch
-    assert any(line.startswith(f"pretrain vit-tiny-test: global batch {batch} = 1 process") for line in lines)
+    batch = str(protocol.pretraining.global_batch)
+    (pretrain,) = [line.split() for line in lines if line.endswith("pretrain vit-tiny-test")]
+    assert pretrain[:4] == [batch, "1", "1", batch]
 
 
 def test_a_gpu_that_is_too_small_is_one_of_the_things() -> None:
     """As benchmark.placement says it; every other problem stands beside it."""
 
-    def place(cell: object) -> Runtime:
+    def place(cell: object, costs: object) -> Runtime:
         raise DoesNotFit("GPU memory: pretrain needs 90.0 GB", "give GPUs with more memory")
 
     protocol = load_protocol(FULL, overrides=["evaluations.linear-probe.labelled_images=63"])
     with pytest.raises(HarnessError, match="2 things are missing or wrong") as caught:
-        check_full(protocol, runtime_of=place)
+        check_full(protocol, place=place)
     assert "- GPU memory: pretrain needs 90.0 GB\n  give GPUs with more memory" in str(caught.value)
     assert "63 images do not fill" in str(caught.value)
 
 
 def test_methods_that_divide_a_batch_differently_are_named() -> None:
-    def place(cell: object) -> Runtime:
+    def place(cell: object, costs: object) -> Runtime:
         is_hungry = getattr(cell, "method", None) == "beit"
         return CPU.model_copy(update={"processes": 2, "accumulation": 4 if is_hungry else 1})
 
     protocol = load_protocol(str(Path(FULL).with_name("tiny.yaml")))
     plan = make_plan(protocol, select(protocol, methods=["mim", "beit"], evaluations=["linear-probe"]))
     states = survey(plan, protocol, Path("no-such-runs"))
-    report = preflight(plan, protocol, CPU, Path("no-such-runs"), states, None, runtime_of=place)
-    batch = protocol.pretraining.global_batch
-    rate = f"peak lr {protocol.pretraining.peak_lr:g}"
-    assert report.steps[0] == (
-        f"pretrain mim/vit-tiny-test: global batch {batch} = 2 processes x 1 step x {batch // 2} images, "
-        + rate
+    report = preflight(plan, protocol, CPU, Path("no-such-runs"), states, None, place=place)
+    batch, rate = protocol.pretraining.global_batch, f"{protocol.pretraining.peak_lr:g}"
+    mim, beit = (line.split() for line in report.steps[2:4])
+    assert mim == [str(batch), "2", "1", str(batch // 2), rate, "pretrain", "mim/vit-tiny-test"]
+    assert beit == [str(batch), "2", "4", str(batch // 8), rate, "pretrain", "beit/vit-tiny-test"]
+
+
+@pytest.mark.parametrize("wrong", ["labelled images", "a batch"])
+def test_no_gpu_is_used_before_all_else_is_right(wrong: str) -> None:
+    asked = ["evaluations.linear-probe.labelled_images=63"] if wrong == "labelled images" else []
+    runtime = CPU.model_copy(update={"accumulation": 3 if wrong == "a batch" else 1})
+    with pytest.raises(HarnessError, match=r"The GPUs' memory is tried .* when these are settled"):
+        check_full(load_protocol(FULL, overrides=asked), runtime=runtime, measure=never)
+
+
+def never() -> StepCosts:
+    raise AssertionError("a step was measured")
+
+
+def test_what_was_measured_places_the_cells_and_is_told() -> None:
+    protocol = load_protocol("fair300")
+    plan = make_plan(protocol, select(protocol, methods=["scratch"], trunks=["vit-b"]))
+    costs = costs_of([step_cost(one, protocol, per_image=180_000_000) for one in plan])
+    gpus = Runtime(device="cuda", jobs=8, threads=1, precision="bf16")
+
+    def placed(cell: Cell, known: StepCosts | None) -> Runtime:
+        return place_among_others(cell, protocol, gpus, costs=known, gpus=8)
+
+    states = survey(plan, protocol, Path("no-such-runs"))
+    present = [replace(one, missing=(), state="to do") for one in states]
+    report = preflight(
+        plan, protocol, gpus, Path("no-such-runs"), present, None, place=placed, measure=lambda: costs
     )
-    assert report.steps[1].startswith(f"pretrain beit/vit-tiny-test: global batch {batch} = 2 processes x 4 ")
+    assert report.costs is costs
+    assert report.steps[0].split()[-2:] == ["memory", "stage"]
+    # 256 images of 180 MB, 2 GB, and 0.5 GB of gradients to exchange.
+    assert report.steps[2].split() == ["1024", "4", "1", "256", "0.0005", "48.6", "GB", "finetune", "vit-b"]
+    assert report.memory.startswith("memory: 1 cell fits")
+    crowded = gpus.model_copy(update={"jobs": 16})
+    with pytest.raises(HarnessError, match="--jobs 16: some cells take several of the 8 GPUs"):
+        place_among_others(plan[0], protocol, crowded, costs=costs, gpus=8)
+
+
+def test_cells_that_share_a_gpu_share_its_memory() -> None:
+    protocol = load_protocol("fair300")
+    (cell,) = make_plan(protocol, select(protocol, methods=["scratch"], trunks=["vit-b"]))
+    costs = costs_of([step_cost(cell, protocol, per_image=40_000_000)])  # 43 of 80 GB for all 1024 images
+    for jobs, steps in ((1, 1), (2, 2), (4, 4)):
+        gpu = Runtime(device="cuda", jobs=jobs, threads=1, precision="bf16")
+        placed = place_among_others(cell, protocol, gpu, costs=costs, gpus=1)
+        assert (placed.processes, placed.accumulation) == (1, steps)
+
+
+def test_what_an_interrupted_cell_wrote_is_not_needed_again(tmp_path: Path) -> None:
+    protocol = load_protocol(FULL)
+    plan = make_plan(protocol, select(protocol, methods=["mim"], evaluations=["linear-probe"]))
+    (pretrain, *_) = [one for one in plan if one.stage == "pretrain"]
+    before = disk_need([pretrain], protocol, tmp_path, at_once=1)
+    folder = cell_folder(tmp_path, protocol.name, pretrain.id) / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step-000000008.pt").write_bytes(bytes(1000))
+    assert before.needed - disk_need([pretrain], protocol, tmp_path, at_once=1).needed == 1000
+    (folder / "step-000000016.pt").write_bytes(bytes(before.needed))
+    assert disk_need([pretrain], protocol, tmp_path, at_once=1).needed == before.kept
 
 
 def test_a_pack_that_was_asked_for_and_is_not_there(whole: Path, miniature: Protocol) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import loadmat, savemat
 
-from benchmark import torchvision_sets
+from benchmark import image_files, torchvision_sets
 from benchmark.cifar_png import ARCHIVE_NAME
 from benchmark.data import open_images, open_part, open_split
 from benchmark.image_files import FilePart
@@ -155,8 +156,19 @@ def test_fashion_mnist_is_read_from_the_authors_files(tmp_path: Path) -> None:
     damaged = tmp_path / "other" / "fashion-mnist"
     shutil.copytree(tmp_path / "fashion-mnist", damaged)
     (damaged / "FashionMNIST/raw/t10k-images-idx3-ubyte").write_bytes(raw[:-1])
-    with pytest.raises(HarnessError, match=r"torchvision cannot read .*FashionMNIST\('.*', download=True\)"):
-        open_split("fashion-mnist", "train", data_root=tmp_path / "other")
+    labels = (damaged / "FashionMNIST/raw/train-labels-idx1-ubyte").read_bytes()
+    for name, content in (
+        ("t10k-images-idx3-ubyte", raw[:-1]),
+        ("t10k-images-idx3-ubyte", b"\xff" * 4 + raw[4:]),
+        ("train-labels-idx1-ubyte", labels[:-1] + bytes([10])),
+    ):
+        (damaged / "FashionMNIST/raw" / name).write_bytes(content)
+        with pytest.raises(
+            HarnessError, match=r"torchvision cannot read .*FashionMNIST\('.*', download=True\)"
+        ):
+            open_split("fashion-mnist", "train", data_root=tmp_path / "other")
+        shutil.copytree(tmp_path / "fashion-mnist", damaged, dirs_exist_ok=True)
+    assert len(open_split("fashion-mnist", "train", data_root=tmp_path / "other")) == 6
 
 
 FILE_SETS = {
@@ -187,7 +199,10 @@ LISTS = {
 
 
 @pytest.mark.parametrize("data_set", FILE_SETS)
-def test_files_are_listed_as_the_set_lists_them(data_set: str, tmp_path: Path) -> None:
+def test_files_are_listed_as_the_set_lists_them(
+    data_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "PATHS_AT_ONCE", 2)
     make, folder, classes, splits = FILE_SETS[data_set]
     make(tmp_path)
     for split, (image_ids, labels) in splits.items():
@@ -222,6 +237,33 @@ def test_lists_and_files_that_are_gone_or_damaged_are_named(data_set: str, tmp_p
     lists.unlink()
     with pytest.raises(HarnessError, match=f"has no .*{Path(LISTS[data_set]).name} and .*torchvision"):
         open_split(data_set, "train", data_root=tmp_path)
+
+
+def test_matlab_files_of_cars_that_are_cut_short_are_named(tmp_path: Path) -> None:
+    made.make_stanford_cars(tmp_path)
+    for name in ("cars_train_annos.mat", "cars_meta.mat"):
+        path = tmp_path / "stanford_cars" / "devkit" / name
+        plain = path.read_bytes()
+        content = {key: value for key, value in loadmat(path).items() if not key.startswith("_")}
+        for is_compressed in (False, True):  # MATLAB compresses, if it is not told otherwise
+            savemat(path, content, do_compression=is_compressed)
+            whole = path.read_bytes()
+            assert len(open_split("stanford-cars", "train", data_root=tmp_path)) == 4
+            for stop in (0, 100, 130, 200, len(whole) - 9):
+                path.write_bytes(whole[:stop])
+                with pytest.raises(HarnessError, match=r"torchvision cannot read .*stanford_cars"):
+                    open_split("stanford-cars", "train", data_root=tmp_path)
+            path.write_bytes(plain)
+
+
+def test_a_label_that_is_no_class_is_refused(tmp_path: Path) -> None:
+    made.make_stanford_cars(tmp_path)
+    path = tmp_path / "stanford_cars" / "devkit" / "cars_train_annos.mat"
+    annotations = loadmat(path, squeeze_me=True)["annotations"]
+    annotations["class"][2] = np.uint8(3)
+    savemat(path, {"annotations": annotations})
+    with pytest.raises(HarnessError, match="labels from 0 to 2 of 2 classes"):
+        open_split("stanford-cars", "train", data_root=tmp_path)
 
 
 def test_a_list_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:

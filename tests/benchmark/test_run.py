@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from benchmark.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -30,9 +34,16 @@ def command(work_dir: Path, *arguments: str) -> list[str]:
 
 
 def run(work_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(work_dir, *arguments), capture_output=True, text=True, timeout=300, check=False
-    )
+    """The command in this very process, whose server for forking cells is warm."""
+    words, out, err = command(work_dir, *arguments)[2:], io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def run_as_user(work_dir: Path) -> subprocess.CompletedProcess[str]:
+    """The command as it is typed."""
+    return subprocess.run(command(work_dir), capture_output=True, text=True, timeout=300, check=False)
 
 
 def records(work_dir: Path) -> dict[str, dict[str, Any]]:
@@ -59,7 +70,7 @@ def stage_counts(work_dir: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("finished")
-    done = run(work_dir)
+    done = run_as_user(work_dir)
     assert done.returncode == 0, done.stderr
     assert "MaPeT" in done.stdout
     assert "page:" in done.stdout
@@ -171,7 +182,7 @@ def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_pa
     wait_for(lambda: saved(2))
     harness.kill()
     harness.wait()
-    wait_for(lambda: not Path(f"/proc/{starts()[1]}").exists(), seconds=5)  # no orphan goes on training
+    wait_for(lambda: not Path(f"/proc/{starts()[1]}").exists(), seconds=30)  # no orphan trains on
     assert not (folder() / "record.json").exists()
     done = run(disturbed, *long)
     assert done.returncode == 0, done.stderr

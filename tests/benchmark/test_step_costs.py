@@ -82,6 +82,15 @@ def test_shapes_tell_apart_what_costs_differently() -> None:
     }
 
 
+def test_what_was_measured_on_a_few_images_says_nothing_of_many() -> None:
+    """A protocol under --set shares the file: 16 images' time and memory are no measure of 2048's."""
+    few, fewer = (
+        load_protocol("fair300", overrides=[f"pretraining.global_batch={batch}"]) for batch in (1024, 16)
+    )
+    assert step_shape(CELL, few) == step_shape(CELL, FAIR)
+    assert step_shape(CELL, fewer) != step_shape(CELL, FAIR)
+
+
 def test_tokens_of_another_tokenizer_and_seeds_cost_the_same() -> None:
     alike = [
         one

@@ -150,6 +150,25 @@ def test_it_is_not_measured_twice_unless_asked(
     (published.cell / "record.json").write_bytes(before)
 
 
+def test_other_class_names_are_not_compared(
+    published: Published, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A label is a place among the class folders: under other names it may mean another class."""
+    of_six = publication().model_copy(update={"images": PHOTOGRAPHS})
+    monkeypatch.setattr("benchmark.validation.publication", lambda: of_six)
+    last = max((published.folder / "data" / "imagenet-1k" / "val").iterdir())
+    renamed = last.rename(last.with_name("zebra"))
+    try:
+        words = [*published.arguments, "--work-dir", str(published.folder / "other")]
+        assert main(words) == 0
+    finally:
+        renamed.rename(last)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "classes are not ImageNet's 1,000 WordNet ids" in shown
+    assert "in its 1,000 classes, with vit-t: not compared" in shown
+    assert "difference" not in shown
+
+
 def test_the_board_shows_it(published: Published, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--protocol", str(published.folder / "mine.yaml"), "--work-dir", str(published.folder / "runs")]
     assert main(["report", *words]) == 0

@@ -184,6 +184,6 @@ def test_texts_with_odd_line_ends_survive_the_lock(tmp_path: Path, written: Writ
 
 def test_the_lock_in_the_checkout_is_what_locking_writes(tmp_path: Path) -> None:
     lock = tmp_path / "own.lock"
-    for name in ("mini", "fair300"):
+    for name in ("mini", "fair300", "cifar"):
         add_to_lock(load_protocol(name), path=lock)
     assert sorted(lock.read_text().splitlines()) == sorted(LOCK.read_text(encoding="utf-8").splitlines())

@@ -232,7 +232,7 @@ def test_unknown_names_and_files() -> None:
     with pytest.raises(HarnessError, match=r"no protocol file 'none\.yaml'"):
         load_protocol("none.yaml")
     assert load_protocol("MINI").name == "mini"
-    assert list_protocols() == ["fair300", "mini"]
+    assert list_protocols() == ["cifar", "fair300", "mini"]
 
 
 def test_numbers_mean_what_they_say() -> None:
