@@ -16,7 +16,6 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 from typing import Protocol as Interface
 
@@ -28,6 +27,7 @@ from benchmark.layout import LOG_NAME, cell_folder
 from benchmark.plan import Cell
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime, visible_gpus
+from benchmark.stopping import stopped_by_signals
 from benchmark.survey import present_sources
 from leaderboard.record import Compliance, Record, read_record, write_record
 from protocols.errors import HarnessError
@@ -35,18 +35,9 @@ from protocols.schema import Protocol
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 60.0  # for a step of a large model and its checkpoint; torchrun itself insists after 30
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ATTEMPTS = 3
 LOCKED = 75
 USAGE, VIOLATION = 2, 3  # what cannot end otherwise when it is started again
-
-
-class Stopped(Exception):
-    """SIGINT, SIGTERM or SIGHUP arrived; `exit_code` is what the command line returns."""
-
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
-        super().__init__(signal.Signals(number).name)
 
 
 class Display(Interface):
@@ -99,7 +90,7 @@ def execute(
     ending its children when a signal arrives, and HarnessError if the work dir cannot be used or another
     run is using it.
     """
-    with _exclusive(work_dir / protocol.name), _signals():
+    with _exclusive(work_dir / protocol.name), stopped_by_signals():
         return _Execution(
             plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale), data_root,
             placement,
@@ -335,20 +326,3 @@ def _exclusive(folder: Path) -> Iterator[None]:
                 f"another run is using {folder}; wait for it, end it, or give another --work-dir"
             )
         yield
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP become Stopped in the main thread, once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    previous = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from benchmark.commands.options import Parser, add_protocol
 from benchmark.commands.text import count, size
 from benchmark.data import open_part
-from benchmark.execute import STOPPING, Stopped
 from benchmark.image_part import ImagePart
 from benchmark.layout import check_work_dir
 from benchmark.packing import DAMAGED_NAME, DamagedRow, Packing, Progress
+from benchmark.stopping import Stopped, stopped_by_signals
 from protocols import load_protocol
 from protocols.errors import HarnessError
 
@@ -69,7 +66,7 @@ def run(options: Namespace) -> int:
     packing = Packing(images, size=data.image_size, work_dir=options.work_dir)
     verified = None
     try:
-        with packing.exclusive(), _signals(), _Line(is_silent=options.quiet) as line:
+        with packing.exclusive(), stopped_by_signals(), _Line(is_silent=options.quiet) as line:
             if options.verify:
                 verified = packing.verify(workers=options.workers, progress=line, say=line.say)
             if not packing.is_whole():
@@ -145,20 +142,3 @@ class _Line:
 
     def __exit__(self, *_: object) -> None:
         self.end()
-
-
-@contextmanager
-def _signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal become Stopped, once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    previous = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -28,7 +28,7 @@ from benchmark.commands.submit import (
     submit,
 )
 from benchmark.commands.text import paragraph
-from benchmark.execute import Placement, Stopped, execute
+from benchmark.execute import Placement, execute
 from benchmark.layout import check_work_dir
 from benchmark.measure_steps import measure_steps
 from benchmark.placement import place_among_others
@@ -37,6 +37,7 @@ from benchmark.preflight import preflight
 from benchmark.progress import choose_display
 from benchmark.runtime import Runtime, count_gpus, detect_runtime
 from benchmark.step_costs import DamagedCosts, StepCosts, known_costs
+from benchmark.stopping import Stopped
 from benchmark.survey import CellState, survey
 from protocols import load_protocol
 from protocols.errors import HarnessError

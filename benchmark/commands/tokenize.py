@@ -16,11 +16,12 @@ from benchmark.commands.deviations import chosen_cells
 from benchmark.commands.options import Parser, add_protocol, check_least
 from benchmark.commands.text import width
 from benchmark.encoding_progress import choose_phase_display
-from benchmark.execute import POLL_SECONDS, Display, Stopped, execute
+from benchmark.execute import POLL_SECONDS, Display, execute
 from benchmark.layout import check_work_dir
 from benchmark.plan import Cell
 from benchmark.preflight import check_inputs, check_parts, world_size
 from benchmark.runtime import Runtime, detect_runtime
+from benchmark.stopping import Stopped
 from benchmark.survey import CellState, present_sources, survey
 from leaderboard.record import Record
 from protocols.errors import HarnessError

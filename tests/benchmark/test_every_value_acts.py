@@ -121,7 +121,7 @@ def capture(training: Training, runtime: Runtime, *, into: dict[str, Any]) -> Tr
         into["rates"].append([group["lr"] for group in training.optimizer.param_groups])
     training.model.train()
     for step in sorted({0, steps.total - 1}):
-        (batch,) = training.data[step]
+        batch = training.data[step]
         into[f"batch {step}"] = {name: digest(value) for name, value in batch.items()}
         torch.manual_seed(step)
         with torch.no_grad():

@@ -53,7 +53,7 @@ def probe_inputs(training: Training) -> tuple[Tensor, Tensor]:
     """Every input and label of epoch 0, in the order of the image part."""
     steps = training.data.steps
     order = np.concatenate([steps.positions(step) for step in range(steps.per_epoch)])
-    batches = [batch for step in range(steps.per_epoch) for batch in training.data[step]]
+    batches = [training.data[step] for step in range(steps.per_epoch)]
     back = torch.from_numpy(order.argsort())
     inputs, labels = (torch.cat([batch[name] for batch in batches])[back] for name in ("inputs", "labels"))
     return inputs, labels
@@ -153,7 +153,7 @@ def test_augmented_probe_computes_features_of_each_batch_anew(full_line: Line) -
     augmented = AugmentedBatches(images, training_transform(recipe, full_line.protocol.data), seed=3)
     classifier = training.model.classifier
     for step in (0, 3):  # of epochs 0 and 1
-        (batch,) = training.data[step]
+        batch = training.data[step]
         chosen = training.data.steps.positions(step)
         assert torch.equal(batch["inputs"], augmented(chosen, step // 2)["inputs"])
         assert batch["labels"].tolist() == images.labels[chosen].tolist()

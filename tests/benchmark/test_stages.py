@@ -116,7 +116,7 @@ def test_pretraining_batches_are_jittered_images_with_their_own_tokens(line: Lin
     store = open_store((line.work_dir / store_path).parent)
     tokens = torch.from_numpy(store.tokens(store.rows(images.image_ids)))
     for step in (0, 9):  # of epochs 0 and 1
-        (batch,) = training.data[step]
+        batch = training.data[step]
         chosen = training.data.steps.positions(step)
         ids = torch.from_numpy(images.sample_ids[chosen])
         pixels = torch.from_numpy(images.pixels(data.image_size)[chosen])
@@ -191,7 +191,7 @@ def test_finetuning_batches_are_shifted_and_flipped_labelled_images(line: Line) 
     images = line.context("finetune").images("training").first(128)
     assert training.data.steps.images == 128
     for step in (0, 5):  # of epochs 0 and 1
-        (batch,) = training.data[step]
+        batch = training.data[step]
         chosen, epoch = training.data.steps.positions(step), step // 4
         ids = torch.from_numpy(images.sample_ids[chosen])
         pixels = torch.from_numpy(images.pixels(data.image_size)[chosen])
@@ -206,7 +206,7 @@ def test_finetuning_batches_are_shifted_and_flipped_labelled_images(line: Line) 
 def test_finetuning_loss_smooths_labels(line: Line) -> None:
     """(1 - 0.1) of the label's nats and 0.1 of the mean over all classes."""
     training, classifier = line.watched["finetune"].training, classifier_of(line).eval()
-    (batch,) = training.data[0]
+    batch = training.data[0]
     with torch.no_grad():
         nats = -F.log_softmax(classifier(batch["inputs"]), dim=1)
         expected = 0.9 * nats.gather(1, batch["labels"][:, None]).mean() + 0.1 * nats.mean()
@@ -239,7 +239,7 @@ def test_the_full_recipe_trains_on_mixed_images_that_were_augmented_one_by_one(f
     augmented = AugmentedBatches(images, training_transform(recipe, full_line.protocol.data), seed=3)
     mixed = MixedBatches(augmented, recipe, sample_ids=images.sample_ids, classes=10, micro_batch=16, seed=3)
     for step in (0, 5):  # of epochs 0 and 1
-        (batch,) = training.data[step]
+        batch = training.data[step]
         chosen, epoch = training.data.steps.positions(step), step // 4
         expected = mixed(chosen, epoch)
         assert torch.equal(batch["inputs"], expected["inputs"])
@@ -250,7 +250,7 @@ def test_the_full_recipe_trains_on_mixed_images_that_were_augmented_one_by_one(f
 
 def test_the_full_recipe_smooths_soft_labels(full_line: Line) -> None:
     training, classifier = full_line.watched["finetune"].training, classifier_of(full_line).eval()
-    (batch,) = training.data[0]
+    batch = training.data[0]
     with torch.no_grad():
         nats = -F.log_softmax(classifier(batch["inputs"]), dim=1)
         expected = (nats * (0.9 * batch["labels"] + 0.1 / 10)).sum(dim=1).mean()
