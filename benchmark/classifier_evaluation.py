@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from benchmark import provenance
 from benchmark.classification import evaluation_batches, most_likely_classes, write_predictions
 from benchmark.classifier_file import read_classifier
+from benchmark.image_part import ImagePart
 from benchmark.published_classifiers import publication
 from benchmark.validation import Pooling, Validation, imported_record
 from leaderboard.record import RECORD_NAME, Record, write_record
@@ -36,13 +38,26 @@ IMAGENET = "imagenet-1k"
 MOST_NAMED = 8
 
 
-def evaluate(validation: Validation, work_dir: Path, *, batch: int) -> Record:
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """The trunk with the file's weights, on the CPU. `key` is the entry of the file that held them.
+
+    `deviations` is what a record says of how the file was read.
+    """
+
+    path: Path
+    model: VisionTransformer
+    classes: int
+    key: str
+    deviations: tuple[str, ...]
+
+
+def evaluate(classifier: Classifier, validation: Validation, work_dir: Path, *, batch: int) -> Record:
     """Measure the classifier on every image, once and in order; returns its record, which is then on disk.
 
-    Raises HarnessError for a file that cannot be read or does not fit, and for a damaged image.
+    Raises HarnessError for a damaged image.
     """
     started = _now()
-    classifier, key, deviations = load_classifier(validation)
     device, images = validation.runtime.device, validation.images
     batches = evaluation_batches(
         images, validation.recipe, validation.protocol.data, batch=batch, workers=validation.runtime.workers
@@ -50,7 +65,7 @@ def evaluate(validation: Validation, work_dir: Path, *, batch: int) -> Record:
     clock = time.monotonic()
     with _arithmetic(validation):
         most_likely = most_likely_classes(
-            classifier.eval().to(device), _counted(batches, total=len(images)), device=device
+            classifier.model.eval().to(device), _counted(batches, total=len(images)), device=device
         )
     seconds = time.monotonic() - clock
     if len(most_likely) != len(images):
@@ -64,8 +79,13 @@ def evaluate(validation: Validation, work_dir: Path, *, batch: int) -> Record:
         validation,
         metrics=metrics,
         artefacts=artefacts,
-        key=key,
-        deviations=deviations,
+        key=classifier.key,
+        deviations=(
+            f"weights of {classifier.path.name} (SHA-256 {validation.sha256}), which this harness did not "
+            "train",
+            *classifier.deviations,
+            *_unlike_imagenet(images.data_set, images.classes),
+        ),
         # Under other class names a label may mean another class: the reported number is of something else.
         reported_top1_percent=None
         if _unlike_imagenet(images.data_set, images.classes)
@@ -82,36 +102,47 @@ def evaluate(validation: Validation, work_dir: Path, *, batch: int) -> Record:
     return record
 
 
-def load_classifier(validation: Validation) -> tuple[VisionTransformer, str, tuple[str, ...]]:
-    """The classifier with the file's weights, the entry that held them, and what a record says of it all."""
-    path, images, protocol = validation.checkpoint, validation.images, validation.protocol
-    key = validation.key
+def load_classifier(
+    path: Path, *, protocol: Protocol, trunk: str, pooling: Pooling, key: str | None
+) -> Classifier:
+    """The classifier in the file `path`, which has to be the protocol's `trunk` with a head; needs no images.
+
+    `key` is the entry that holds the weights, None where that is to be found. Raises HarnessError for a
+    file that cannot be read or does not fit.
+    """
     if key is None and path.name in publication().files:
         key = publication().key
     read = read_classifier(path, key=key)
     tensors = read.tensors
-    _check_sizes(path, tensors, protocol, validation.trunk)
-    classes = tensors["head.weight"].shape[0] if "head.weight" in tensors else len(images.classes)
-    if classes != len(images.classes):
+    _check_sizes(path, tensors, protocol, trunk)
+    head = tensors.get("head.weight")
+    if head is None or head.ndim != 2 or not len(head):
         raise HarnessError(
-            f"{path}: its head tells {classes} classes apart, but the {images.name} images of "
-            f"{images.data_set} have {len(images.classes)}; give the protocol and the data that it was "
-            "fine-tuned on"
+            f"{path}: holds a trunk without a head (head.weight (C, D)), so it tells no classes apart; give "
+            "the file of a fine-tuned classifier"
         )
-    classifier, has_layer_scale = _classifier(validation.spec, tensors, validation.pooling, classes)
-    _check_tensors(path, tensors, classifier, validation.pooling)
-    classifier.load_state_dict(tensors)
-    deviations = [f"weights of {path.name} (SHA-256 {validation.sha256}), which this harness did not train"]
-    deviations += read.changes
-    if validation.pooling != "patch-mean":
+    model, has_layer_scale = _model(protocol.trunk_spec(trunk, drop_path=0.0), tensors, pooling, len(head))
+    _check_tensors(path, tensors, model, pooling)
+    model.load_state_dict(tensors)
+    deviations = [*read.changes]
+    if pooling != "patch-mean":
         deviations.append("classifies the class token, not the mean of the patch tokens")
     if not has_layer_scale:
         deviations.append("has no layer scale")
-    deviations += _unlike_imagenet(images.data_set, images.classes)
-    return classifier, read.key, tuple(deviations)
+    return Classifier(path=path, model=model, classes=len(head), key=read.key, deviations=tuple(deviations))
 
 
-def _classifier(
+def check_classes(classifier: Classifier, images: ImagePart) -> None:
+    """HarnessError unless the classifier's head has as many classes as the images."""
+    if classifier.classes != len(images.classes):
+        raise HarnessError(
+            f"{classifier.path}: its head tells {classifier.classes} classes apart, but the {images.name} "
+            f"images of {images.data_set} have {len(images.classes)}; give the protocol and the data that it "
+            "was fine-tuned on"
+        )
+
+
+def _model(
     spec: TrunkSpec, tensors: Mapping[str, Tensor], pooling: Pooling, classes: int
 ) -> tuple[VisionTransformer, bool]:
     """The trunk as the file has it: without layer scale where the file names none at all."""

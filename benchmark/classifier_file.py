@@ -137,18 +137,22 @@ def _unpickled(path: Path) -> Any:
         refusal = re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
         if refusal is not None:
             raise _names_code(path, refusal[1]) from None
-        raise HarnessError(f"{path}: cannot be read as weights ({_said(error)}); fetch it again") from None
+        said = _said(error)
+        raise HarnessError(
+            f"{path}: is no file of weights that torch or safetensors write, or it is damaged"
+            f"{f' ({said})' if said else ''}; fetch it again, or give the file of a fine-tuned classifier"
+        ) from None
 
 
 def _said(error: BaseException) -> str:
-    """What was wrong with the file, without torch's advice to load it with everything allowed."""
+    """What was wrong with the file in its text, if any, without torch's advice to allow everything."""
     text = str(error).strip()
     if isinstance(error, LookupError):
-        return type(error).__name__  # its text is a bare key
+        return ""  # its text is a bare key
     if "weights_only" in text:
         at_end = re.search(r"WeightsUnpickler error:\s*(.+)", text)
         text = at_end[1].strip() if at_end is not None else ""
-    return (text.splitlines() or [type(error).__name__])[0]
+    return (text.splitlines() or [""])[0]
 
 
 def _check_members(path: Path) -> None:

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return HarnessError.exit_code
     except KeyboardInterrupt:
+        print("\nstopped by SIGINT", file=sys.stderr)
         return 130
 
 

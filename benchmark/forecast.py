@@ -190,7 +190,8 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         tokens = part.count * trunk.patches * TOKEN_BYTES
         has_weights = cell.part is None and "weights" in dict(cell.hyperparameters)
         kept = tokens + PUBLISHED_WEIGHTS_BYTES * has_weights + RECORD_BYTES
-        return DiskUse(kept=kept, while_running=tokens + _sampled_features_bytes(cell))
+        features = _sampled_features_bytes(cell, part.count * trunk.patches)
+        return DiskUse(kept=kept, while_running=tokens + features)
     if cell.stage == "pretrain":
         assert cell.trunk is not None
         assert cell.tokenizer is not None
@@ -217,10 +218,13 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
     )
 
 
-def _sampled_features_bytes(cell: Cell) -> int:
-    """The file of features that a codebook is fitted on; removed once it is fitted."""
+def _sampled_features_bytes(cell: Cell, patches: int) -> int:
+    """The file of features that a codebook is fitted on; removed once it is fitted.
+
+    It has a row for each feature that is sampled, of at most all `patches` of the images.
+    """
     config = dict(cell.hyperparameters)
-    rows = int(config.get("sampled_features") or 0)
+    rows = min(int(config.get("sampled_features") or 0), patches)
     if cell.part is not None or not rows:
         return 0
     return rows * FEATURE_WIDTHS.get(str(config.get("model")), WIDEST_FEATURES) * FEATURE_BYTES

@@ -6,15 +6,17 @@ Found without reading an image: a folder that exists is taken to hold what it sa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.plan import Cell
 from protocols.errors import HarnessError
+from protocols.files import sha256_of_file
 from protocols.recipes import LinearProbe
 from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
+from tokenizers.weights_files import WantedFile
 
 EMBEDDED_SETS = ("fashion-mnist-12k",)
 FOLDER_PREFIX = "folder-"
@@ -193,17 +195,62 @@ def _missing_tokenizer(cell: Cell, data_root: Path | None) -> list[Missing]:
         return []
     if data_root is None:
         what = f"tokenizer {name}: no --data-root DIR is given, where its weights lie"
-        return [Missing(what, wanted.remedy("DIR/tokenizers"))]
+        return [Missing(what, _fetch(name, wanted, "DIR/tokenizers"))]
     folder = weights_folder(data_root)
     path = wanted.find(folder)
     if path is None:
         what = f"tokenizer {name}: no file {wanted.name} in {folder}"
-        return [Missing(what, wanted.remedy(str(folder)))]
+        return [Missing(what, _fetch(name, wanted, str(folder)))]
     if wanted.sha256 is None:
         what = f"tokenizer {name}: no published SHA-256 is known here to hold {path} against"
-        pin = f'--set "tokenizers.{name}.weights={wanted.name}@$(sha256sum < {path} | cut -c1-64)"'
-        return [Missing(what, f"if you trust the file, say that it is meant, which the record keeps: {pin}")]
+        return [Missing(what, _pin(name, wanted, str(path)))]
     return []
+
+
+def _fetch(tokenizer: str, wanted: WantedFile, folder: str) -> str:
+    """How the absent file gets into `folder`, and what has to be said of it then."""
+    remedy = wanted.remedy(folder)
+    if wanted.sha256 is not None:
+        return remedy
+    published = wanted.published
+    ending = published.ending if published and wanted.name == published.name else ".ENDING"
+    pin = _pin(tokenizer, wanted, f"{folder}/{wanted.name}{ending}")
+    return f"{remedy}; then, as no published SHA-256 is known here: {pin}"
+
+
+def _pin(tokenizer: str, wanted: WantedFile, path: str) -> str:
+    """How a user says that the file `path`, of which nothing is known here, is meant."""
+    pin = f'--set "tokenizers.{tokenizer}.weights={wanted.name}@$(sha256sum < {path} | cut -c1-64)"'
+    return f"if you trust the file, say that it is meant, which the record keeps: {pin}"
+
+
+def damaged_weights(cells: Iterable[Cell], *, data_root: Path | None) -> list[Missing]:
+    """Files of weights that `cells` ask for and that are not the bytes they have to be.
+
+    Reads each file once, as a whole. Those that are not there, or of which nothing is known, are left to
+    `missing_inputs`.
+    """
+    if data_root is None:
+        return []
+    folder, digests = weights_folder(data_root), dict[Path, str]()
+    damaged = []
+    for cell in cells:
+        if cell.stage != "tokenise" or cell.tokenizer not in list_tokenizers():
+            continue
+        wanted = tokenizer_spec(cell.tokenizer).wanted_file(dict(cell.hyperparameters))
+        path = None if wanted is None else wanted.find(folder)
+        if wanted is None or wanted.sha256 is None or path is None:
+            continue
+        if path not in digests:
+            digests[path] = sha256_of_file(path)
+        if not digests[path].startswith(wanted.sha256):
+            states = "is" if len(wanted.sha256) == 64 else "begins"
+            what = (
+                f"tokenizer {cell.tokenizer}: {path} is damaged or another file: its SHA-256 is "
+                f"{digests[path]}, that of these weights {states} {wanted.sha256}"
+            )
+            damaged.append(Missing(what, wanted.remedy(str(folder))))
+    return list(dict.fromkeys(damaged))  # the cells of one tokenizer load the same file
 
 
 def _missing_set(name: str, splits: Sequence[str], data_root: Path | None) -> list[Missing]:

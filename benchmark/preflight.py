@@ -18,7 +18,7 @@ from benchmark.data_check import DataCheck, check_data
 from benchmark.data_manifest import open_manifest
 from benchmark.disk import disk_need
 from benchmark.forecast import packed_images_bytes
-from benchmark.inputs import EMBEDDED_SETS, Missing
+from benchmark.inputs import EMBEDDED_SETS, Missing, damaged_weights
 from benchmark.packed import MissingPack, UnusablePack, open_pack
 from benchmark.plan import PRETRAINING_PART, Cell
 from benchmark.runtime import Runtime
@@ -75,6 +75,7 @@ def preflight(
     is_done = {one.cell.id for one in states if one.state == "done"}
     cells = [cell for cell in plan if cell.id not in is_done]
     problems = [one for state in states for one in state.missing]
+    problems += damaged_weights(cells, data_root=data_root)
     checks = _check_sets(cells, protocol, data_root, manifest, problems)
     problems += [one for check in checks for one in check.problems]
     problems += image_problems(cells, protocol)

@@ -33,7 +33,7 @@ from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
 from protocols.frozen import digest_of
 from protocols.recipes import FineTuning
-from protocols.schema import Protocol, TrunkSpec
+from protocols.schema import Protocol
 
 STAGE, EVALUATION = "validate", "finetune"
 Pooling = Literal["patch-mean", "class-token"]
@@ -59,11 +59,6 @@ class Validation:
     def recipe(self) -> FineTuning:
         """The recipe whose evaluation is used."""
         return finetuning(self.protocol, self.trunk)
-
-    @property
-    def spec(self) -> TrunkSpec:
-        """The trunk at the protocol's image size."""
-        return self.protocol.trunk_spec(self.trunk, drop_path=0.0)
 
     @property
     def slices(self) -> dict[str, str]:

@@ -16,7 +16,8 @@ def sha256_of_file(path: Path) -> str:
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write so that a reader sees the old file or the whole new one; durable when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Machines that share a file system give out the same process ids.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
             stream.write(content.encode() if isinstance(content, str) else content)

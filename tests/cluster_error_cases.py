@@ -82,7 +82,7 @@ CLASSIFIER_CASES: tuple[dict[str, Any], ...] = (
     {"title": "a classifier's trunk", "command": CLASSIFIER.replace("vit-mini", "vit-x"),
      "setting": file_of("weights.pth", "x"), "given": "'vit-x'", "where": "trunk", "remedy": "vit-mini"},
     {"title": "a classifier's file that is cut short", "command": CLASSIFIER,
-     "setting": file_of("weights.pth", "x"), "given": "weights.pth", "where": "cannot be read as weights",
+     "setting": file_of("weights.pth", "x"), "given": "weights.pth", "where": "or it is damaged",
      "remedy": "fetch it again"},
     {"title": "a classifier's file that would run code", "command": CLASSIFIER, "setting": weights_with_code,
      "given": "posix.system", "where": "nothing of it was run", "remedy": "fetch the published file"},

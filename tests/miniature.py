@@ -95,8 +95,9 @@ def overrides(*, clip: str, clip_model: str, vqkd: str) -> list[str]:
 
 
 def main(data_root: Path) -> None:
-    """Make it all and print the command."""
-    make_images(data_root)
+    """Make what is not there yet and print the command."""
+    if not (data_root / "imagenet-1k").exists():
+        make_images(data_root)
     tokenizers = data_root / "tokenizers"
     clip, vqkd = write_clip_resnet(tokenizers), write_vqkd(tokenizers)
     changes = overrides(clip=clip, clip_model=CLIP_MODEL, vqkd=vqkd)
@@ -106,4 +107,6 @@ def main(data_root: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.miniature DATA_ROOT")
     main(Path(sys.argv[1]))

@@ -142,6 +142,8 @@ def _reckoning(
             accumulation=options.accumulation or 1,
             gpus_per_cell=options.gpus_per_cell,
         )
+        if runtime.device == "cpu" and options.device == "auto":
+            _tell("no GPU is visible here: this CPU is measured, which takes minutes a step for large trunks")
         open_cells = [one.cell for one in states if one.state in LEFT_TO_RUN]
         for cell in open_cells:  # what cannot be split is said before minutes of measuring
             place(cell, protocol, runtime, costs=None, memory_bytes=None, gpus=options.gpus or runtime.jobs)

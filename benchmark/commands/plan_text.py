@@ -44,7 +44,8 @@ def summary(states: Sequence[CellState], protocol: Protocol, forecast: dict[str,
             rows[-1].append("" if there is None else duration(there))
     total = ["all", "", *_numbers(states, shown, hours)]
     if has_report:
-        total.append(duration(forecast["reported"]["accelerator_hours"] or 0))
+        hours = forecast["reported"]["accelerator_hours"]
+        total.append("" if hours is None else duration(hours))
     return table(header, [*rows, total], right=range(2, len(header)), total=True)
 
 

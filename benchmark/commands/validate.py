@@ -8,11 +8,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmark.commands.board import show_classifier
 from benchmark.commands.options import Parser, check_least, protocol_argument
-from benchmark.data import open_part
+from benchmark.data import check_same_classes, open_split
 from benchmark.file_lock import try_lock
+from benchmark.image_part import ImagePart
+from benchmark.inputs import external_set
 from benchmark.layout import check_work_dir
 from benchmark.published_classifiers import publication
 from benchmark.runtime import detect_runtime
@@ -21,6 +24,10 @@ from leaderboard.record import Record
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
+from protocols.schema import Protocol
+
+if TYPE_CHECKING:
+    from benchmark.classifier_evaluation import Classifier
 
 SUMMARY = "measure a fine-tuned classifier from a file, as it is"
 DESCRIPTION = """\
@@ -92,12 +99,11 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Find out what is asked, measure it unless that was done, show it."""
     check_least(("--workers", options.workers, 0), ("--batch", options.batch, 1))
-    validation = _asked(options)
-    check_work_dir(options.work_dir)
+    classifier, validation = _asked(options)
     record = None if options.redo else finished(validation, options.work_dir)
     was_there = record is not None
     if record is None:
-        record = _measured(validation, options)
+        record = _measured(classifier, validation, options)
     if options.json:
         print(json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False))
         return MEASURED
@@ -114,16 +120,31 @@ def run(options: Namespace) -> int:
     return MEASURED
 
 
-def _asked(options: Namespace) -> Validation:
-    """File, images and protocol. HarnessError for what is missing, before anything takes time."""
+def _asked(options: Namespace) -> tuple[Classifier, Validation]:
+    """The classifier, and what it is to be measured on. HarnessError for what is missing or does not fit.
+
+    What is quick to tell comes first, then the file, and the images last: to list ImageNet takes minutes.
+    """
     path, trunk = options.checkpoint, options.trunk.lower()
-    if not path.is_file():
-        raise HarnessError(f"{path}: no such file; give the file of a fine-tuned classifier")
     protocol = load_protocol(options.protocol)
     part = finetuning(protocol, trunk).evaluated_part
-    data = protocol.data
-    images = open_part(data.name, part, data.parts[part], data_root=options.data_root)
-    return Validation(
+    if not path.is_file():
+        raise HarnessError(f"{path}: no such file; give the file of a fine-tuned classifier")
+    check_work_dir(options.work_dir)
+    if options.data_root is None and external_set(protocol.data.name) is not None:
+        raise HarnessError(f"data set {protocol.data.name} lies under the data root; give --data-root DIR")
+    runtime = detect_runtime(
+        device=options.device, workers=options.workers, precision=options.precision, jobs=1
+    )
+    # Imported late: torch takes seconds, which no mistake above should have to wait for.
+    from benchmark.classifier_evaluation import check_classes, load_classifier
+
+    classifier = load_classifier(
+        path, protocol=protocol, trunk=trunk, pooling=options.pooling, key=options.key
+    )
+    images = _images(protocol, part, options.data_root)
+    check_classes(classifier, images)
+    return classifier, Validation(
         checkpoint=path,
         sha256=sha256_of_file(path),
         protocol=protocol,
@@ -131,19 +152,31 @@ def _asked(options: Namespace) -> Validation:
         images=images,
         pooling=options.pooling,
         key=options.key,
-        runtime=detect_runtime(
-            device=options.device, workers=options.workers, precision=options.precision, jobs=1
-        ),
+        runtime=runtime,
     )
 
 
-def _measured(validation: Validation, options: Namespace) -> Record:
-    """The record of the evaluation, made now, by one process at a time."""
-    with _exclusive(validation.folder(options.work_dir)):
-        # Imported late: torch takes seconds, which no mistake should have to wait for.
-        from benchmark.classifier_evaluation import evaluate
+def _images(protocol: Protocol, name: str, data_root: Path | None) -> ImagePart:
+    """The protocol's images of the part `name`, as `open_part` has them, but with this command's remedy."""
+    data_set, part = protocol.data.name, protocol.data.parts[name]
+    whole = open_split(data_set, part.split, name=name, data_root=data_root)
+    stop = part.start + part.count
+    if stop > len(whole):
+        raise HarnessError(
+            f"data set {data_set}: {name} of protocol {protocol.name} wants images {part.start} to {stop} of "
+            f"{part.split}, which has {len(whole)} in {len(whole.classes)} classes; complete the data set, "
+            f"or fork the protocol with a smaller data.{name}.count (see docs/validate.md)"
+        )
+    check_same_classes(data_set, part.split, whole.classes, data_root)
+    return whole.cut(part.start, stop)
 
-        return evaluate(validation, options.work_dir, batch=options.batch)
+
+def _measured(classifier: Classifier, validation: Validation, options: Namespace) -> Record:
+    """The record of the evaluation, made now, by one process at a time."""
+    from benchmark.classifier_evaluation import evaluate
+
+    with _exclusive(validation.folder(options.work_dir)):
+        return evaluate(classifier, validation, options.work_dir, batch=options.batch)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -17,11 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmark.classifier_evaluation import load_classifier
+from benchmark.classifier_evaluation import Classifier, check_classes, load_classifier
 from benchmark.classifier_file import read_classifier
 from benchmark.data import open_part
-from benchmark.runtime import Runtime
-from benchmark.validation import Pooling, Validation
+from benchmark.validation import Pooling
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from tests.benchmark.made_classifiers import TINY, as_reference, small_vit
@@ -30,17 +30,14 @@ WEIGHTS = {name: tensor.clone() for name, tensor in small_vit().state_dict().ite
 IMAGES = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(3))
 
 
-def asked(path: Path, *, key: str | None = None, pooling: Pooling = "patch-mean") -> Validation:
-    protocol = load_protocol(str(TINY))
-    return Validation(
-        checkpoint=path, sha256="0" * 64, protocol=protocol, trunk="vit-tiny-test", pooling=pooling, key=key,
-        images=open_part("fashion-mnist-12k", "test", protocol.data.test),
-        runtime=Runtime(device="cpu", jobs=1, threads=1),
-    )  # fmt: skip
+def read_as_tiny(path: Path, *, key: str | None = None, pooling: Pooling = "patch-mean") -> Classifier:
+    return load_classifier(
+        path, protocol=load_protocol(str(TINY)), trunk="vit-tiny-test", pooling=pooling, key=key
+    )
 
 
 def loaded(path: Path, **how: Any) -> nn.Module:
-    return load_classifier(asked(path, **how))[0].eval()
+    return read_as_tiny(path, **how).model.eval()
 
 
 @torch.inference_mode()
@@ -113,9 +110,9 @@ def test_of_several_sets_one_has_to_be_named(tmp_path: Path) -> None:
     same_logits(loaded(path, key="state_dict_ema"), small_vit())
     # Of the paper's files it is known.
     published = path.rename(tmp_path / "vit_standard_tiny_patch16_224_VQKD.tar")
-    classifier, key, _ = load_classifier(asked(published))
-    assert key == "state_dict"
-    assert not any(parameter.any() for parameter in classifier.parameters())
+    classifier = read_as_tiny(published)
+    assert classifier.key == "state_dict"
+    assert not any(parameter.any() for parameter in classifier.model.parameters())
 
 
 def test_other_vits_of_timm(tmp_path: Path) -> None:
@@ -123,9 +120,9 @@ def test_other_vits_of_timm(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     model = small_vit(pool="token", layer_scale=None)
     torch.save(model.state_dict(), path)
-    classifier, _, deviations = load_classifier(asked(path, pooling="class-token"))
-    same_logits(classifier.eval(), model)
-    assert deviations[1:] == (
+    classifier = read_as_tiny(path, pooling="class-token")
+    same_logits(classifier.model.eval(), model)
+    assert classifier.deviations == (
         "classifies the class token, not the mean of the patch tokens",
         "has no layer scale",
     )
@@ -181,7 +178,9 @@ UNFIT: dict[str, tuple[Any, str]] = {
         r"a ViT with patches of 16, width 192 and 2 blocks, and --trunk vit-tiny-test has patches of 7, "
         r"width 16 and 2 blocks; no trunk of protocol tiny is",
     ),
-    "other classes": (small_vit(classes=100).state_dict(), r"head tells 100 classes apart, .* have 10; give"),
+    "no head": (without("head.weight"), r"holds a trunk without a head \(head\.weight \(C, D\)\)"),
+    "a head that is none": (WEIGHTS | {"head.weight": torch.tensor(1.0)}, "holds a trunk without a head"),
+    "a head of no class": (WEIGHTS | {"head.weight": torch.zeros(0, 16)}, "holds a trunk without a head"),
     "no ViT": (
         {"conv1.weight": torch.zeros(1)},
         r"holds no ViT under timm's names .* begin with conv1\.weight",
@@ -218,10 +217,18 @@ def test_the_trunk_that_it_is_is_named(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = {"patch_embed.proj.weight": torch.zeros(384, 3, 16, 16)}
     weights |= {f"blocks.{index}.norm1.weight": torch.zeros(384) for index in range(12)}
     torch.save(weights, path)
-    one = asked(path)
-    wrong = Validation(**{**vars(one), "protocol": fair300, "trunk": "vit-t"})
     with pytest.raises(HarnessError, match=r"width 384 and 12 blocks, .*; give --trunk vit-s$"):
-        load_classifier(wrong)
+        load_classifier(path, protocol=fair300, trunk="vit-t", pooling="patch-mean", key=None)
+
+
+def test_a_head_of_other_classes_is_said_once_the_images_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    images = open_part("fashion-mnist-12k", "test", load_protocol(str(TINY)).data.test)
+    torch.save(small_vit(classes=100).state_dict(), path)
+    with pytest.raises(HarnessError, match=r"its head tells 100 classes apart, .* have 10; give"):
+        check_classes(read_as_tiny(path), images)
+    torch.save(WEIGHTS, path)
+    check_classes(read_as_tiny(path), images)
 
 
 # What is damaged, and what would run -------------------------------------------------------------------
@@ -238,12 +245,15 @@ def test_cut_and_altered_files(tmp_path: Path, is_zip: bool) -> None:
         whole[:100],
         whole[:4],
         b"",
+        b"junk",
+        b"hello, no weights\n",
         b"<html>not found</html>",
     ):
         path.write_bytes(content)
-        with pytest.raises(HarnessError, match=r"weights\.tar: cannot be read as weights \(") as told:
+        with pytest.raises(HarnessError, match=r"weights\.tar: is no file of weights that torch or") as told:
             read_classifier(path)
         assert "weights_only" not in str(told.value), "torch's advice to load it with everything allowed"
+        assert not re.search(r"\w(Error|Exception)\b", str(told.value)), "a name of Python's"
     with pytest.raises(HarnessError, match=r"absent\.tar: no such file"):
         read_classifier(tmp_path / "absent.tar")
 

@@ -269,6 +269,9 @@ def test_disk_of_the_features_that_a_codebook_is_fitted_on() -> None:
     assert use["k-clip", None].while_running == tokens + 4_194_304 * 4096 * 2
     assert use["vq-kd", None].while_running == tokens
     assert use["k-clip", "test"].while_running == 50_000 * 196 * 2
+    trial = load_protocol("fair300", overrides=["data.pretraining.count=24", "data.training.count=24"])
+    small = {(one.tokenizer, one.part): disk_use(one, trial) for one in cells_of(trial, "tokenise")}
+    assert small["k-clip", None].while_running == 24 * 196 * 2 + 24 * 196 * 4096 * 2
 
 
 @pytest.mark.parametrize("model", FEATURE_WIDTHS)

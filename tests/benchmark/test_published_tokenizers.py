@@ -87,10 +87,19 @@ def test_a_run_takes_the_file_that_the_user_names(
 
 
 @pytest.mark.parametrize("name", ["dall-e"])
-def test_another_file_in_its_place_fails_the_cell(tmp_path: Path, name: str, file: Path) -> None:
+def test_another_file_in_its_place_is_refused_and_fails_the_cell(
+    tmp_path: Path, name: str, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     protocol = protocol_with(tmp_path, name, f"own@{'0' * 64}")
     arguments = ["--protocol", str(protocol), "--methods", "mim", "--evaluations", "linear-probe", "--quiet"]
     arguments += ["--work-dir", str(tmp_path / "runs"), "--data-root", str(file.parent.parent)]
+    assert main(arguments) == 2
+    refusal = capsys.readouterr().err
+    assert f"{file} is damaged or another file: its SHA-256 is " in refusal
+    assert f"that of these weights is {'0' * 64}" in refusal
+    assert not (tmp_path / "runs").exists()
+    # Without the check before a run, the cell itself finds it.
+    monkeypatch.setattr("benchmark.preflight.damaged_weights", lambda cells, data_root: [])
     assert main(arguments) == 1
     record = record_of(tmp_path / "runs", "tokenise")
     assert record["status"] == "failed"
@@ -106,6 +115,12 @@ def test_what_is_missing_is_said_with_its_remedy(tmp_path: Path, name: str, file
         "dall-e": ("dall-e-encoder", ".pkl https://cdn.openai.com/dall-e/encoder.pkl"),
     }[name]
 
+    def then_name_it(own: str, path: Path | str) -> str:
+        return (
+            f'if you trust the file, say that it is meant, which the record keeps: --set "tokenizers.{name}.'
+            f'weights={own}@$(sha256sum < {path} | cut -c1-64)"'
+        )
+
     def missing(weights: str, data_root: Path | None) -> list[tuple[str, str]]:
         protocol = load_protocol(str(protocol_with(tmp_path, name, weights)))
         plan = make_plan(protocol, select(protocol, methods=["mim"]))
@@ -120,10 +135,17 @@ def test_what_is_missing_is_said_with_its_remedy(tmp_path: Path, name: str, file
     ((what, remedy),) = missing(published[0], root)
     assert what == f"tokenizer {name}: no file {published[0]} in {folder}"
     assert remedy.startswith(f"curl -L --create-dirs -o {folder}/{published[0]}{published[1]}")
+    pin = then_name_it(published[0], f"{folder}/dall-e-encoder.pkl")
+    assert remedy.endswith(f"; then, as no published SHA-256 is known here: {pin}") == (name == "dall-e")
+    assert ("--set" in remedy) == (name == "dall-e")
     ((what, remedy),) = missing("absent", root)
     assert what == f"tokenizer {name}: no file absent in {folder}"
-    assert remedy == "put it there under that name, ending in .safetensors, .pt, .bin, .pth, .pkl"
+    assert remedy == (
+        "put it there under that name, ending in .safetensors, .pt, .bin, .pth, .pkl; then, as no published "
+        f"SHA-256 is known here: {then_name_it('absent', folder / 'absent.ENDING')}"
+    )
     assert missing(f"own@{'0' * 64}", root) == []
     shutil.copy(file, folder / f"{published[0]}.pth")
     # Only of VQ-KD's file its authors state how its SHA-256 begins; the stage compares it.
-    assert len(missing(published[0], root)) == (name == "dall-e")
+    found = [remedy for _, remedy in missing(published[0], root)]
+    assert found == [then_name_it(published[0], folder / f"{published[0]}.pth")] * (name == "dall-e")

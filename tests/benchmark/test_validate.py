@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,12 +80,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 
 def test_the_logits_are_timms(published: Published) -> None:
-    asked = validate._asked(build_parser("validate").parse_args(published.arguments[1:]))
-    classifier, key, _ = classifier_evaluation.load_classifier(asked)
+    classifier, asked = validate._asked(build_parser("validate").parse_args(published.arguments[1:]))
     batches = classifier_evaluation.evaluation_batches(asked.images, asked.recipe, asked.protocol.data)
     with torch.inference_mode():
-        logits = torch.cat([classifier.eval()(batch) for batch in batches])
-    assert key == "state_dict"
+        logits = torch.cat([classifier.model.eval()(batch) for batch in batches])
+    assert classifier.key == "state_dict"
     assert logits.shape == (PHOTOGRAPHS, 1000)
     torch.testing.assert_close(logits, published.logits, rtol=0, atol=1e-5)
 
@@ -288,7 +288,6 @@ def test_one_process_at_a_time(small: list[str], capsys: pytest.CaptureFixture[s
         (["--batch", "0"], "--batch must be 1 or more, got 0"),
         (["--workers", "-1"], "--workers must be 0 or more, got -1"),
         (["--protocol", "fair300", "--trunk", "vit-t"], "--data-root DIR"),
-        (["--protocol", "fair300", "--trunk", "vit-t", "--data-root", "nowhere"], "nowhere"),
         (["--key", "model"], "--key model names no entry with weights"),
         (["--work-dir", "weights.pth"], "is not a folder"),
         (
@@ -305,3 +304,72 @@ def test_what_was_asked_for_wrongly(
     assert message in shown
     assert shown.startswith("error: ")
     assert len(shown.splitlines()) == 1
+
+
+def test_an_unknown_trunk_is_said_before_a_missing_file(
+    small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("weights.pth").unlink()
+    assert main(small) == 2
+    assert "weights.pth: no such file; give the file of a fine-tuned classifier" in capsys.readouterr().err
+    assert main([*small, "--trunk", "vit-t"]) == 2
+    assert "unknown trunk 'vit-t'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        (b"junk", [], "weights.pth: is no file of weights that torch or safetensors write, or it is damaged"),
+        (
+            None,
+            ["--protocol", "fair300", "--trunk", "vit-t", "--data-root", "x"],
+            "width 16 and 2 blocks, and --trunk vit-t has",
+        ),
+        (None, ["--pooling", "class-token"], "does not fit this trunk: missing: norm.weight"),
+    ],
+    ids=["junk", "another trunk", "another pooling"],
+)
+def test_the_file_is_looked_at_before_any_image_is_listed(
+    small: list[str],
+    content: bytes | None,
+    changes: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("listed")
+
+    monkeypatch.setattr(validate, "open_split", never)
+    with pytest.raises(AssertionError, match="listed"):
+        main(small)
+    if content is not None:
+        Path("weights.pth").write_bytes(content)
+    assert main([*small, *changes]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_images_that_are_not_there(published: Published, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data root has 1,000 images, and the paper's protocol wants 50,000: a fork may want fewer."""
+    words = [*published.arguments, "--work-dir", str(published.folder / "unused")]
+    assert main([*words, "--protocol", "fair300"]) == 2
+    assert (
+        "test of protocol fair300 wants images 0 to 50000 of test, which has 1000 in 1000 classes; complete "
+        "the data set, or fork the protocol with a smaller data.test.count (see docs/validate.md)"
+    ) in capsys.readouterr().err
+    assert main([*words, "--data-root", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (published.folder / "unused").exists()
+
+
+def test_the_docs_trial_on_few_images_loads(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "validate.md").read_text()
+    out = tmp_path / "trial.yaml"
+    assert "run_benchmark.py fork fair300 trial --out trial.yaml" in page
+    assert main(["fork", "fair300", "trial", "--out", str(out)]) == 0
+    (count,) = re.findall(r"`(count: \{value: \d+, source: .+\})`", page)
+    text, changes = re.subn(r"count: \{value: 50000, source: .+\}", count, out.read_text())
+    assert changes == 1
+    out.write_text(text)
+    assert load_protocol(str(out)).data.test.count == 2000
