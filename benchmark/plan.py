@@ -11,42 +11,34 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-from benchmark.cost import evaluation_flops, token_classification_flops, training_flops
-from methods import list_methods, method_spec
-from protocols.errors import HarnessError, unknown
+from benchmark.cost import evaluation_flops, nearest_neighbour_flops, token_classification_flops
+from benchmark.equal_compute import check_equal_compute, pretraining_flops, resolve_method
+from benchmark.selection import Selection, select
+from methods import method_spec
+from protocols.errors import HarnessError
 from protocols.frozen import digest_of
-from protocols.recipes import TokenClassification
-from protocols.schema import Protocol, ViewCells
+from protocols.recipes import NearestNeighbours, TokenClassification
+from protocols.schema import Protocol, slice_values
+from protocols.views import ViewCells
 from tokenizers import list_tokenizers, tokenizer_spec
 
-Stage = Literal["tokenise", "pretrain", "finetune", "linear-probe", "token-classification"]
-STAGES: tuple[Stage, ...] = ("tokenise", "pretrain", "finetune", "linear-probe", "token-classification")
+Stage = Literal["tokenise", "pretrain", "finetune", "linear-probe", "knn", "token-classification"]
+STAGES: tuple[Stage, ...] = (
+    "tokenise",
+    "pretrain",
+    "finetune",
+    "linear-probe",
+    "knn",
+    "token-classification",
+)
 PRETRAINING_PART = "pretraining"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which cells to run; every name in its canonical spelling, known to the protocol.
-
-    `narrowed` holds the options that name something of their own: cells of views are taken only if
-    they fit those. Without views every combination of what is named is taken, and evaluations of tokens
-    alone, which have no method and no trunk, once for each tokenizer: if --evaluations names them, or
-    unless --methods or --trunks name something.
-    """
-
-    methods: tuple[str, ...]
-    tokenizers: tuple[str, ...]
-    trunks: tuple[str, ...]
-    evaluations: tuple[str, ...]
-    seeds: tuple[int, ...]
-    views: tuple[str, ...] = ()
-    narrowed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One stage of one row. `slices` maps slice names to digests.
 
+    `pretraining` are the values that a view tries in the place of the pre-training recipe's own.
     `part` is the part of the data whose tokens a tokenising cell makes with a tokenizer that its
     parent fitted; None for the pre-training images. `views` names the tables that need the cell.
     `is_modified` cells have values that the protocol without --set gives to none of its cells.
@@ -61,6 +53,7 @@ class Cell:
     seed: int | None = None
     slices: tuple[tuple[str, str], ...]
     hyperparameters: tuple[tuple[str, Any], ...] = ()
+    pretraining: tuple[tuple[str, Any], ...] = ()
     parents: tuple[str, ...] = ()
     train_flops: float = 0.0
     views: tuple[str, ...] = ()
@@ -89,66 +82,6 @@ class Cell:
         """What a person calls it: method/tokenizer/trunk, and the seed."""
         parts = [part for part in (self.method, self.tokenizer, self.trunk, self.part) if part]
         return "/".join(parts) + (f" seed {self.seed}" if self.seed is not None else "")
-
-
-def select(
-    protocol: Protocol,
-    *,
-    methods: Iterable[str] = ("all",),
-    tokenizers: Iterable[str] = ("all",),
-    trunks: Iterable[str] = ("all",),
-    evaluations: Iterable[str] = ("all",),
-    seeds: Iterable[int] | None = None,
-    views: Iterable[str] = ("all",),
-) -> Selection:
-    """Names as a user gives them (any case, `all` for the protocol's own) -> Selection.
-
-    `views` all takes the cells of every view that fit the other names; none takes every combination of
-    the names instead, whatever the views hold.
-    Raises HarnessError, naming the nearest known one, for a name that the protocol does not define.
-    """
-    narrowed: set[str] = set()
-
-    def chosen(kind: str, names: Iterable[str]) -> tuple[str, ...]:
-        defaults: tuple[str, ...] = getattr(protocol.defaults, kind)
-        lowered = [name.lower() for name in names]
-        if "all" not in lowered:
-            narrowed.add(kind)
-        given = [each for name in lowered for each in (defaults if name == "all" else (name,))]
-        known = protocol.names(kind)
-        for name in given:
-            if name not in known:
-                if kind == "methods" and name in list_methods():
-                    raise HarnessError(f"protocol {protocol.name} does not set {name}'s hyperparameters")
-                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, known)
-        return tuple(dict.fromkeys(given))
-
-    chosen_views = _chosen_views(protocol, [name.lower() for name in views])
-
-    picked = tuple(dict.fromkeys(protocol.defaults.seeds if seeds is None else seeds))
-    if any(seed < 0 for seed in picked):
-        raise HarnessError(f"seeds are 0 or more, got {min(picked)}")
-    return Selection(
-        methods=chosen("methods", methods),
-        tokenizers=chosen("tokenizers", tokenizers),
-        trunks=chosen("trunks", trunks),
-        evaluations=chosen("evaluations", evaluations),
-        seeds=picked,
-        views=chosen_views,
-        narrowed=frozenset(narrowed),
-    )
-
-
-def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
-    if names == ["none"]:
-        return ()
-    if "none" in names:
-        raise HarnessError("--views none stands alone: it takes every combination of what the options name")
-    given = [each for name in names for each in (protocol.views if name == "all" else (name,))]
-    for name in given:
-        if name not in protocol.views:
-            raise unknown(f"view of protocol {protocol.name}", name, [*protocol.views, "all", "none"])
-    return tuple(dict.fromkeys(given))
 
 
 def make_plan(protocol: Protocol, selection: Selection) -> list[Cell]:
@@ -197,7 +130,9 @@ def mark_modified(plan: Iterable[Cell], original: Protocol, selection: Selection
     """
     own = {cell.id for cell in make_plan(original, selection)}
     if original.views:
-        own |= {cell.id for cell in make_plan(original, select(original, seeds=selection.seeds))}
+        own |= {
+            cell.id for cell in make_plan(original, select(original, seeds=selection.seeds, views=["all"]))
+        }
     return [replace(cell, is_modified=cell.id not in own) for cell in plan]
 
 
@@ -256,22 +191,35 @@ class _Planner:
             for source, evaluation in product(cells.tokenizers, cells.evaluations):
                 self.token_classification(evaluation, source, seed)
         names, values = list(cells.hyperparameters), list(cells.hyperparameters.values())
+        recipes = list(cells.pretraining.values())
         for method in cells.methods:
             pretrains = method_spec(method).pretrains
-            if (pretrains and not cells.tokenizers) or (names and not pretrains):
+            tries = bool(names or recipes)
+            if (pretrains and not cells.tokenizers) or (tries and not pretrains):
                 raise HarnessError(
                     f"view {self.view} of protocol {self.protocol.name} names method {method} "
                     + (
                         "without a tokenizer to pre-train on"
                         if pretrains
-                        else "with hyperparameters to try, of which it has none"
+                        else "with values to try, of which it has none"
                     )
                 )
         for trunk, method in product(cells.trunks, cells.methods):
             tokenizers = cells.tokenizers if method_spec(method).pretrains else (None,)
-            for tokenizer, trial in product(tokenizers, product(*values)):
+            for tokenizer, tried, trial in product(tokenizers, product(*recipes), product(*values)):
+                recipe = dict(zip(cells.pretraining, tried, strict=True))
+                if cells.equal_compute_to is not None and tokenizer is not None:
+                    check_equal_compute(
+                        self.protocol, cells, view=self.view, method=method, tokenizer=tokenizer, trunk=trunk
+                    )
                 self.row(
-                    method, tokenizer, trunk, seed, cells.evaluations, dict(zip(names, trial, strict=True))
+                    method,
+                    tokenizer,
+                    trunk,
+                    seed,
+                    cells.evaluations,
+                    dict(zip(names, trial, strict=True)),
+                    recipe,
                 )
 
     def row(
@@ -282,10 +230,11 @@ class _Planner:
         seed: int,
         evaluations: tuple[str, ...],
         trial: Mapping[str, Any],
+        recipe: Mapping[str, Any],
     ) -> None:
         parents: tuple[str, ...] = ()
         if tokenizer is not None:
-            parents = (self.pretrain(method, tokenizer, trunk, seed, trial),)
+            parents = (self.pretrain(method, tokenizer, trunk, seed, trial, recipe),)
         for evaluation in evaluations:
             self.evaluation(evaluation, method, tokenizer, trunk, seed, parents)
 
@@ -338,16 +287,22 @@ class _Planner:
             )
         )
 
-    def pretrain(self, method: str, tokenizer: str, trunk: str, seed: int, trial: Mapping[str, Any]) -> str:
-        recipe = self.protocol.pretraining
-        spec = self.protocol.trunk_spec(trunk, drop_path=recipe.drop_path)
-        values = {**self.protocol.method_values(method, trunk), **trial}
-        try:
-            resolved = method_spec(method).resolve(values, trunk=spec)
-        except HarnessError as error:
-            raise HarnessError(f"protocol {self.protocol.name}, methods.{method}: {error}") from None
-        codebook = int(self.protocol.tokenizers[tokenizer]["codebook_size"])
-        images = self.protocol.data.pretraining.count // recipe.global_batch * recipe.global_batch
+    def pretrain(
+        self,
+        method: str,
+        tokenizer: str,
+        trunk: str,
+        seed: int,
+        trial: Mapping[str, Any],
+        tried: Mapping[str, Any],
+    ) -> str:
+        own = slice_values(self.protocol.pretraining)
+        changes = {name: value for name, value in tried.items() if own.get(name) != value}
+        recipe = self.protocol.pretraining_with(changes)
+        spec, resolved = resolve_method(self.protocol, method, trunk, trial, recipe)
+        flops = pretraining_flops(self.protocol, method, tokenizer, spec, resolved, recipe)
+        slices = dict(self._slices("data", f"trunk:{trunk}", "pretraining"))
+        slices["pretraining"] = digest_of(slice_values(recipe))
         return self._add(
             Cell(
                 stage="pretrain",
@@ -355,12 +310,11 @@ class _Planner:
                 tokenizer=tokenizer,
                 trunk=trunk,
                 seed=seed,
-                slices=self._slices("data", f"trunk:{trunk}", "pretraining"),
+                slices=tuple(slices.items()),
                 hyperparameters=tuple(sorted(resolved.items())),
+                pretraining=tuple(sorted(changes.items())),
                 parents=(self.tokenise(tokenizer),),
-                train_flops=training_flops(method, spec, resolved, codebook_size=codebook)
-                * images
-                * recipe.epochs,
+                train_flops=flops,
             )
         )
 
@@ -372,6 +326,11 @@ class _Planner:
         spec = self.protocol.trunk_spec(trunk, drop_path=0.0)
         slices = ["data", f"trunk:{trunk}", f"evaluation:{self.protocol.evaluation_key(name, trunk)}"]
         transfer_set = getattr(recipe, "transfer_set", None)
+        if isinstance(recipe, NearestNeighbours):
+            evaluated = self.protocol.data.parts[recipe.evaluated_part].count
+            flops = nearest_neighbour_flops(recipe, spec, evaluated_images=evaluated)
+        else:
+            flops = evaluation_flops(recipe, spec)
         if transfer_set is not None:
             slices.append(f"transfer_set:{transfer_set}")
         self._add(
@@ -384,7 +343,7 @@ class _Planner:
                 seed=seed,
                 slices=self._slices(*slices),
                 parents=parents,
-                train_flops=evaluation_flops(recipe, spec),
+                train_flops=flops,
             )
         )
 

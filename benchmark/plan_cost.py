@@ -80,7 +80,8 @@ def make_forecast(states: Sequence[CellState], protocol: Protocol, reckoning: Re
             "no data loading, tokenising, evaluated images, communication",
             "measured": None if costs is None else costs.machine.model_dump(mode="json"),
             "unmeasured_cells": sum(
-                bool(cell.train_flops) and times[cell.id].images_per_second is None for cell in open_cells
+                recipe_of(cell, protocol) is not None and times[cell.id].images_per_second is None
+                for cell in open_cells
             ),
         },
         "steps": [] if costs is None else _steps(states, protocol, costs, times),
@@ -122,6 +123,7 @@ def make_forecast(states: Sequence[CellState], protocol: Protocol, reckoning: Re
                 "part": one.cell.part,
                 "seed": one.cell.seed,
                 "hyperparameters": dict(one.cell.hyperparameters),
+                "pretraining": dict(one.cell.pretraining),
                 "views": list(one.cell.views),
                 "parents": list(one.cell.parents),
                 "state": one.state,
@@ -148,8 +150,8 @@ def missing_of(states: Sequence[CellState]) -> list[Missing]:
 
 
 def own_values(cell: Cell, alike: Sequence[Cell]) -> str:
-    """What of the method's own tells the pre-training `cell` from others that are `alike` otherwise."""
-    own, others = dict(cell.hyperparameters), [dict(one.hyperparameters) for one in alike]
+    """What of the values tried tells the pre-training `cell` from others that are `alike` otherwise."""
+    own, *others = [{**dict(one.hyperparameters), **dict(one.pretraining)} for one in (cell, *alike)]
     return "".join(
         f" {name}={own[name]}" for name in own if any(other.get(name) != own[name] for other in others)
     )

@@ -19,7 +19,6 @@ from benchmark.transforms import color_jitter, jitter_draws, normalise
 from leaderboard.record import Metric
 from methods import build_method
 from methods.base import Method
-from protocols.schema import Protocol
 
 BACKBONE = "checkpoints/backbone.safetensors"
 METHOD_WEIGHTS = "checkpoints/method.safetensors"
@@ -60,15 +59,15 @@ class PretrainingBatches:
     def __init__(
         self,
         method: Method,
-        protocol: Protocol,
         *,
         read: ReadPixels,
         sample_ids: npt.NDArray[np.int64],
         tokens: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+        jitter: float,
         seed: int,
     ) -> None:
-        """`read` gives the pixels (B, 3, S, S) of the images at positions (B,), `tokens` theirs (B, N)."""
-        self.method, self.protocol, self.seed = method, protocol, seed
+        """`jitter` is the recipe's `color_jitter`; `read` gives the pixels (B, 3, S, S) of the images at positions (B,), `tokens` theirs (B, N)."""
+        self.method, self.jitter, self.seed = method, jitter, seed
         self.read, self.sample_ids, self.tokens = read, sample_ids, tokens
 
     def __call__(self, positions: npt.NDArray[np.int64], epoch: int) -> Batch:
@@ -78,9 +77,8 @@ class PretrainingBatches:
             "tokens": torch.from_numpy(self.tokens(positions)),
             "pattern": self.method.draw(sample_ids, epoch, self.seed),
         }
-        strength = self.protocol.pretraining.color_jitter
-        if strength:
-            factors, order = jitter_draws(sample_ids, strength=strength, epoch=epoch, seed=self.seed)
+        if self.jitter:
+            factors, order = jitter_draws(sample_ids, strength=self.jitter, epoch=epoch, seed=self.seed)
             batch |= {"jitter_factors": factors, "jitter_order": order}
         return batch
 
@@ -88,7 +86,7 @@ class PretrainingBatches:
 def run(context: CellContext) -> StageResult:
     """Train to the protocol's last step, from the newest checkpoint where there is one."""
     cell, protocol = context.cell, context.protocol
-    recipe = protocol.pretraining
+    recipe = protocol.pretraining_with(dict(cell.pretraining))
     assert cell.method is not None
     assert cell.tokenizer is not None
     images = context.images("pretraining")
@@ -105,12 +103,12 @@ def run(context: CellContext) -> StageResult:
     rows = store.rows(images.image_ids)
     make_batch = PretrainingBatches(
         method,
-        protocol,
         read=pixel_reader(
             images, protocol.data.image_size, choice=context.runtime.images, work_dir=context.work_dir
         ),
         sample_ids=images.sample_ids,
         tokens=lambda positions: store.tokens(rows[positions]),
+        jitter=recipe.color_jitter,
         seed=context.seed,
     )
     result = train_recipe(

@@ -26,7 +26,7 @@ from leaderboard.record import (
     read_record,
     write_record,
 )
-from protocols.schema import Protocol
+from protocols.schema import Protocol, slice_values
 
 if TYPE_CHECKING:
     from benchmark.stage import StageResult
@@ -133,6 +133,8 @@ def write_cell_record(
 def resolved_values(cell: Cell, protocol: Protocol) -> dict[str, dict[str, Any]]:
     """Every value that moves this cell's numbers: its slices and its method's hyperparameters."""
     resolved = {name: dict(protocol.slice(name)) for name, _ in cell.slices}
+    if cell.pretraining:
+        resolved["pretraining"] = slice_values(protocol.pretraining_with(dict(cell.pretraining)))
     if cell.stage != "tokenise":
         resolved["hyperparameters"] = dict(cell.hyperparameters)
     return resolved

@@ -42,6 +42,7 @@ class RowKey(NamedTuple):
 class Run:
     """One cell of a row. Gain and bound are in percentage points, of a linear probe alone.
 
+    `ancestors` are all known records that it was made from, nearest first.
     `stale` says why the cell, or one that it was made from, no longer stands for the present code.
     """
 
@@ -54,6 +55,7 @@ class Run:
     stale: tuple[str, ...]
     pretraining: Record | None
     tokenising: Record | None
+    ancestors: tuple[Record, ...] = ()
     gain_points: float | None = None
     gain_lower_bound_points: float | None = None
 
@@ -118,10 +120,17 @@ def _run(
     tokenizer = record.tokenizer.name if record.tokenizer else ""
     pretraining = record if record.stage == PRETRAIN else lineage.ancestor(record, PRETRAIN)
     # Cells name no slice of their method: what it was set to stands in the pre-training's own values.
-    used = _hyperparameters(pretraining)
-    variant = settings.variant(method=method, tokenizer=tokenizer, trunk=trunk, used=used)
-    if variant is None:
-        differs[f"method:{method}"] = digest_of(used)
+    used, recipe = _hyperparameters(pretraining), _recipe(pretraining)
+    chosen = {"method": method, "tokenizer": tokenizer, "trunk": trunk, "used": used}
+    variant = settings.variant(**chosen, recipe=recipe)
+    if variant is not None and settings.recipe_changes(recipe):
+        # A view tries it, and the row is named by what is tried. The digest alone is what was run.
+        if differs.get("pretraining") == digest_of(recipe):
+            del differs["pretraining"]
+    elif variant is None:
+        variant = settings.variant(**chosen, recipe={})
+        if variant is None:
+            differs[f"method:{method}"] = digest_of(used)
     reasons = _stale_reasons(record, lineage, stale)
     return Run(
         record=record,
@@ -135,6 +144,7 @@ def _run(
         stale=reasons,
         pretraining=pretraining,
         tokenising=lineage.ancestor(record, TOKENISE),
+        ancestors=tuple(lineage.ancestors(record)),
     )
 
 
@@ -153,6 +163,10 @@ def version_of(run: Run) -> tuple[tuple[str, str], ...]:
 
 def _hyperparameters(pretraining: Record | None) -> dict[str, Any]:
     return pretraining.resolved.get("hyperparameters", {}) if pretraining else {}
+
+
+def _recipe(pretraining: Record | None) -> dict[str, Any]:
+    return pretraining.resolved.get("pretraining", {}) if pretraining else {}
 
 
 def _without_superseded(runs: Sequence[Run], lineage: Lineage) -> list[Run]:

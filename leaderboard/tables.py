@@ -75,6 +75,7 @@ class Board:
     `token_evaluations`: `leaderboard.token_rows.token_rows` says which.
     `stale` has one line per cell, of any stage, that present code and parents would make anew.
     `validations` has one line per classifier that was trained elsewhere and only measured here.
+    `cells` are the pre-trainings and evaluations themselves, whatever their standing, in the board's order.
 
     Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
     a multiply-add counts two. A value that is missing is NaN or None.
@@ -93,6 +94,7 @@ class Board:
     token_evaluations: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: Provenance
+    cells: tuple[Run, ...] = ()
 
     @property
     def modified(self) -> pd.DataFrame:
@@ -166,6 +168,7 @@ def build_board(
         token_evaluations=shown_of_tokens,
         notes=board_notes(runs),
         provenance=_provenance(records),
+        cells=tuple(runs),
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from protocols.errors import HarnessError, nearest
 from protocols.frozen import Frozen
-from protocols.recipes import FineTuning, LinearProbe, PreTraining, TokenClassification
+from protocols.recipes import FineTuning, LinearProbe, NearestNeighbours, PreTraining, TokenClassification
 from protocols.schema import (
     Data,
     Defaults,
@@ -27,9 +27,8 @@ from protocols.schema import (
     Spending,
     TransferSet,
     Trunk,
-    View,
-    ViewCells,
 )
+from protocols.views import View, ViewCells
 
 BARE = ("name", "version", "summary", "defaults", "views", "reported_cost")
 TRUNKWISE = ("methods", "evaluations")
@@ -38,6 +37,7 @@ KINDS = tuple(name for name in Protocol.model_fields if name not in ("sources", 
 RECIPES: dict[str, type[Frozen]] = {
     "finetune": FineTuning,
     "linear-probe": LinearProbe,
+    "knn": NearestNeighbours,
     "token-classification": TokenClassification,
 }
 MOST_ERRORS = 20

@@ -25,12 +25,12 @@ from protocols.frozen import (
     PositiveTriple,
     Scalar,
     Seeds,
-    TrialValues,
     Triple,
     Trunkwise,
     digest_of,
 )
-from protocols.recipes import Evaluation, FineTuning, LinearProbe, PreTraining, TokenClassification
+from protocols.recipes import AnyEvaluation, Evaluation, PreTraining, TokenClassification
+from protocols.views import View, ViewCells
 
 
 class TrunkSpec(Frozen):
@@ -137,34 +137,18 @@ class Source(Frozen):
 
 
 class Defaults(Frozen):
-    """What `all` and an absent option mean. Outside every digest."""
+    """What an absent option means. Outside every digest.
+
+    `all` means the same but for evaluations, of which it means every one of the protocol. Without `views`
+    an absent option means every view that is no study.
+    """
 
     methods: Names
     tokenizers: Names
     trunks: Names
     evaluations: Names
     seeds: Seeds
-
-
-class ViewCells(Frozen):
-    """Which cells a table needs: every combination of what is named.
-
-    Without methods the tokens themselves are evaluated. `hyperparameters` gives values of a method's
-    own to try one after another, in the place of those that the protocol sets.
-    """
-
-    methods: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    tokenizers: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    trunks: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    evaluations: Names
-    hyperparameters: Annotated[dict[str, TrialValues], AfterValidator(FrozenDict)] = FrozenDict()
-
-
-class View(Frozen):
-    """One table: what it shows, and the cells that it is made of. Outside every digest."""
-
-    title: str
-    cells: Annotated[tuple[ViewCells, ...], Field(strict=False, min_length=1)]
+    views: Names | None = None
 
 
 class Spending(Frozen):
@@ -212,9 +196,13 @@ class Protocol(Frozen):
         if self.name == "tokens":
             raise ValueError("name 'tokens' is taken by the folder of the token stores")
         self._know("defaults", self.defaults)
+        for name in self.defaults.views or ():
+            if name not in self.views:
+                raise ValueError(f"defaults.views names {name!r}, which views does not define")
         for name, view in self.views.items():
             for position, cells in enumerate(view.cells):
                 self._know(f"views.{name}.cells.{position}", cells)
+                self._try_recipes(f"views.{name}.cells.{position}", cells)
                 if bool(cells.methods) != bool(cells.trunks):
                     raise ValueError(
                         f"views.{name}.cells.{position} needs both methods and trunks, or neither of them "
@@ -250,6 +238,28 @@ class Protocol(Frozen):
                 if name not in self.names(kind):
                     raise ValueError(f"{where}.{kind} names {name!r}, which {kind} does not define")
 
+    def _try_recipes(self, where: str, cells: ViewCells) -> None:
+        if cells.pretraining and not cells.methods:
+            raise ValueError(f"{where}.pretraining needs methods to pre-train")
+        if cells.equal_compute_to is not None and cells.equal_compute_to not in self.names("methods"):
+            raise ValueError(
+                f"{where}.equal_compute_to names {cells.equal_compute_to!r}, which methods does not define"
+            )
+        for field, values in cells.pretraining.items():
+            if field not in PreTraining.model_fields:
+                raise ValueError(f"{where}.pretraining names {field!r}, which no pre-training recipe has")
+            for value in values:
+                try:
+                    self.pretraining_with({field: value})
+                except ValidationError as error:
+                    message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"{where}.pretraining.{field} tries {value!r}: {message}") from None
+
+    def pretraining_with(self, changes: Mapping[str, Any]) -> PreTraining:
+        """The pre-training recipe with `changes` in the place of its own values, checked as a file's are."""
+        values = self.pretraining.model_dump(mode="json", exclude_unset=True)
+        return PreTraining.model_validate({**values, **changes})
+
     def names(self, kind: str) -> tuple[str, ...]:
         """The names that `kind` (methods, tokenizers, trunks, evaluations) defines, in the file's order."""
         return tuple(dict.fromkeys(name.partition("@")[0] for name in getattr(self, kind)))
@@ -263,10 +273,9 @@ class Protocol(Frozen):
         """NAME, or NAME@TRUNK where a hyperparameter differs between trunks: the slice is `method:KEY`."""
         return self._key("methods", name, trunk)
 
-    def evaluation(self, name: str, trunk: str | None) -> FineTuning | LinearProbe | TokenClassification:
+    def evaluation(self, name: str, trunk: str | None) -> AnyEvaluation:
         """The recipe of the evaluation `name` on `trunk`."""
-        recipe: FineTuning | LinearProbe | TokenClassification
-        recipe = self.evaluations[self.evaluation_key(name, trunk)]
+        recipe: AnyEvaluation = self.evaluations[self.evaluation_key(name, trunk)]
         return recipe
 
     @property
@@ -308,9 +317,7 @@ class Protocol(Frozen):
         if name not in slices:
             raise unknown(f"slice of protocol {self.name}", name, slices)
         value = slices[name]
-        if isinstance(value, BaseModel):
-            return value.model_dump(mode="json", exclude_unset=True)
-        return dict(value)
+        return slice_values(value) if isinstance(value, BaseModel) else dict(value)
 
     def _slices(self) -> dict[str, Frozen | Mapping[str, Any]]:
         slices: dict[str, Frozen | Mapping[str, Any]] = {"data": self.data, "pretraining": self.pretraining}
@@ -337,6 +344,11 @@ class Protocol(Frozen):
         except ValidationError as error:
             message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise HarnessError(f"protocol {self.name}, trunk {trunk}: {message}") from None
+
+
+def slice_values(values: BaseModel) -> dict[str, Any]:
+    """What is in the digest of a slice: the fields that the file gives, as plain JSON types."""
+    return values.model_dump(mode="json", exclude_unset=True)
 
 
 def _check_apart(**parts: Part) -> None:

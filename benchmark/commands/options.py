@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmark.layout import check_work_dir
-from benchmark.plan import Selection, select
+from benchmark.selection import Selection, select
 from benchmark.runtime import CHECKPOINT_SECONDS
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
@@ -104,15 +104,20 @@ def add_selection(parser: Parser) -> None:
         ("--methods", "objectives"),
         ("--tokenizers", "tokenizers whose tokens they predict"),
         ("--trunks", "trunks to train"),
-        ("--evaluations", "what to measure"),
     ):
         parser.add_argument(flag, nargs="+", default=["all"], metavar="NAME", help=f"{what} (default: all)")
     parser.add_argument(
+        "--evaluations",
+        nargs="+",
+        metavar="NAME",
+        help="what to measure; all: whatever the protocol has (default: the protocol's defaults)",
+    )
+    parser.add_argument(
         "--views",
         nargs="+",
-        default=["all"],
         metavar="NAME",
-        help="tables whose cells to take; none: every combination of the names above (default: all)",
+        help="tables and studies whose cells to take; all: each of them; none: every combination of the names "
+        "above (default: the protocol's, and tables of evaluations that are named)",
     )
     parser.add_argument("--seeds", nargs="+", metavar="N", help="seeds (default: the protocol's)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets")
@@ -204,8 +209,8 @@ def read_selection(options: Namespace) -> tuple[Protocol, Selection]:
         methods=_names("--methods", options.methods),
         tokenizers=_names("--tokenizers", options.tokenizers),
         trunks=_names("--trunks", options.trunks),
-        evaluations=_names("--evaluations", options.evaluations),
-        views=_names("--views", options.views),
+        evaluations=None if options.evaluations is None else _names("--evaluations", options.evaluations),
+        views=None if options.views is None else _names("--views", options.views),
         seeds=None if options.seeds is None else _seeds(options.seeds),
     )
     return protocol, selection

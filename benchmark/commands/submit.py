@@ -154,7 +154,8 @@ def _status_words(options: Namespace) -> list[str]:
         words += ["--data-root", str(options.data_root)]
     for kind in ("methods", "tokenizers", "trunks", "evaluations", "views", "seeds", "set"):
         given = getattr(options, kind)
-        if given and given != ["all"]:
+        is_default = given == ["all"] and kind in ("methods", "tokenizers", "trunks")
+        if given and not is_default:
             words += [f"--{kind}", *given]
     return words
 

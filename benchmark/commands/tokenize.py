@@ -79,7 +79,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--redo-failed", action="store_true", help="try failed cells again")
     parser.add_argument("--redo-stale", action="store_true", help="run stale cells again (see status)")
     parser.add_argument("--quiet", action="store_true", help="show the cards alone")
-    parser.set_defaults(methods=["all"], trunks=["all"], evaluations=["all"], views=["all"], seeds=None)
+    parser.set_defaults(methods=["all"], trunks=["all"], evaluations=["all"], views=None, seeds=None)
 
 
 def run(options: Namespace) -> int:

@@ -82,10 +82,10 @@ def run(
             steps,
             PretrainingBatches(
                 method,
-                protocol,
                 read=generator.integers(256, size=(images, 3, 28, 28)).astype(np.uint8).__getitem__,
                 sample_ids=np.arange(images),
                 tokens=generator.integers(16, size=(images, 16)).__getitem__,
+                jitter=protocol.pretraining.color_jitter,
                 seed=0,
             ),
             micro_batch=runtime.micro_batch(recipe.global_batch),

@@ -128,10 +128,10 @@ def parts(protocol: Protocol) -> tuple[PretrainingObjective, PretrainingBatches]
     pixels = np.random.default_rng(0).integers(256, size=(32, 3, 28, 28)).astype(np.uint8)
     batches = PretrainingBatches(
         method,
-        protocol,
         read=pixels.__getitem__,
         sample_ids=np.arange(32) * 1000,
         tokens=np.zeros((32, 16), np.int64).__getitem__,
+        jitter=protocol.pretraining.color_jitter,
         seed=5,
     )
     return PretrainingObjective(method, mean=protocol.data.mean, std=protocol.data.std), batches

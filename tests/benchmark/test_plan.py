@@ -23,14 +23,19 @@ def ids(cells: list[Cell], stage: str) -> set[str]:
     return {cell.id for cell in cells if cell.stage == stage}
 
 
-def test_all_of_mini() -> None:
-    cells = plan()
+def counts(cells: list[Cell]) -> dict[str, int]:
     stages = [cell.stage for cell in cells]
-    assert {stage: stages.count(stage) for stage in set(stages)} == {
+    return {stage: stages.count(stage) for stage in set(stages)}
+
+
+def test_all_of_mini() -> None:
+    cells = plan(evaluations=["all"])
+    assert counts(cells) == {
         "tokenise": 4,
-        "pretrain": 10,
-        "finetune": 11,
-        "linear-probe": 11,
+        "pretrain": 14,  # ten rows, and four cutting points of Table 6
+        "finetune": 15,
+        "linear-probe": 15,  # eleven rows, and four on digits
+        "knn": 11,
         "token-classification": 4,
     }
     seen: set[str] = set()
@@ -38,6 +43,21 @@ def test_all_of_mini() -> None:
         assert set(cell.parents) <= seen, "parents come first"
         assert cell.id not in seen
         seen.add(cell.id)
+
+
+def test_without_options_mini_is_fine_tuned_and_probed_under_its_own_settings() -> None:
+    assert counts(plan()) == {"tokenise": 2, "pretrain": 10, "finetune": 11, "linear-probe": 11}
+    assert {cell.id for cell in plan()} < {cell.id for cell in plan(evaluations=["all"])}
+
+
+def test_an_evaluation_by_name_brings_the_tables_that_hold_it_and_no_study() -> None:
+    assert counts(plan(methods=["mim"], evaluations=["knn"])) == {"tokenise": 2, "pretrain": 2, "knn": 2}
+    assert {cell.views for cell in plan(evaluations=["finetune"]) if cell.stage == "finetune"} == {
+        ("table1",), ("table2",), ("table1", "table2"),
+    }  # fmt: skip
+    assert not {"equal-compute", "sensitivity"} & {
+        view for cell in plan(evaluations=["all"]) for view in cell.views
+    }
 
 
 def test_scratch_has_no_tokenizer_and_no_pretraining() -> None:
@@ -59,14 +79,15 @@ def test_more_seeds_share_the_tokens() -> None:
         ("evaluations.linear-probe.peak_lr=0.1", {"linear-probe"}),
         ("evaluations.token-vit.peak_lr=0.1", {"token-classification"}),
         ("evaluations.finetune.epochs=3", {"finetune"}),
-        ("pretraining.epochs=3", {"pretrain", "finetune", "linear-probe"}),
+        ("pretraining.epochs=3", {"pretrain", "finetune", "linear-probe", "knn"}),
         ("tokenizers.k-pixel.seed=3", set(STAGES)),
         ("data.mean=[0.5, 0.5, 0.5]", set(STAGES)),
     ],
 )
 def test_a_change_redoes_what_depends_on_it_and_no_more(override: str, redone: set[str]) -> None:
-    before = {cell.id for cell in plan()}
-    assert {cell.stage for cell in plan(override) if cell.id not in before} == redone
+    before = {cell.id for cell in plan(evaluations=["all"])}
+    after = plan(override, evaluations=["all"])
+    assert {cell.stage for cell in after if cell.id not in before} == redone
 
 
 @pytest.mark.parametrize(

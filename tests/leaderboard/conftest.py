@@ -26,6 +26,7 @@ from leaderboard.record import (
 )
 from protocols import load_protocol
 from protocols.files import sha256_of_file
+from protocols.frozen import digest_of
 from protocols.schema import Protocol
 
 IMAGES = 200
@@ -51,11 +52,11 @@ def make_protocol() -> Protocol:
     trunks = {"vit-mini": base.trunks["vit-mini"]}
     defaults = {
         "methods": tuple(methods), "tokenizers": tuple(tokenizers), "trunks": tuple(trunks),
-        "evaluations": tuple(evaluations), "seeds": (0,),
+        "evaluations": tuple(evaluations), "seeds": (0,), "views": None,
     }  # fmt: skip
     changes = {
         "name": "tiny", "version": 2, "summary": "Synthetic numbers.", "trunks": trunks,
-        "tokenizers": tokenizers, "methods": methods, "evaluations": evaluations,
+        "tokenizers": tokenizers, "methods": methods, "evaluations": evaluations, "views": {},
         "defaults": base.defaults.model_copy(update=defaults),
     }  # fmt: skip
     return base.model_copy(update=changes)
@@ -100,10 +101,12 @@ class Campaign:
         source: str = "s",
         artefacts: dict[str, str] | None = None,
         part: str | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> Record:
         """One cell; with `correct`, so many of the 200 test images are right, the first ones.
 
-        `evaluation` is the protocol's name where it is not the stage's; `source` the digest of the code.
+        `evaluation` is the protocol's name where it is not the stage's; `source` the digest of the code;
+        `recipe` what a pre-training has in the place of the protocol's values.
         """
         names = ["data"]
         names += [f"trunk:{trunk}"] if method else []
@@ -113,6 +116,10 @@ class Campaign:
         if name in self.protocol.names("evaluations"):
             names.append(f"evaluation:{self.protocol.evaluation_key(name, trunk)}")
         current = self.protocol.slices
+        resolved = {name: dict(self.protocol.slice(name)) for name in names if name in current}
+        if recipe:
+            resolved["pretraining"] |= recipe
+            slices = {"pretraining": digest_of(resolved["pretraining"]), **(slices or {})}
         digests = {name: current.get(name, "plug-in") for name in names} | (slices or {})
         artefacts = dict(artefacts or {})
         metrics = dict(metrics or {})
@@ -123,10 +130,7 @@ class Campaign:
             cell_id=cell_id,
             stage=stage,
             protocol=ProtocolUse(name="tiny", version=version, slices=digests),
-            resolved={
-                **{name: dict(self.protocol.slice(name)) for name in names if name in current},
-                "hyperparameters": hyperparameters or {},
-            },
+            resolved={**resolved, "hyperparameters": hyperparameters or {}},
             compliance=Compliance(status="modified" if deviations else "clean", deviations=deviations),
             method=MethodUse(name=method, source_digest=source) if method else None,
             tokenizer=TokenizerUse(name=tokenizer, digest="t", source_digest=source, teacher="none")

@@ -14,7 +14,7 @@ from leaderboard.figures import MUTED
 from leaderboard.lineage import evaluation_name
 from leaderboard.report import Report, read_board, write_report
 from leaderboard.settings import Settings
-from protocols.schema import View, ViewCells
+from protocols.views import View, ViewCells
 
 PARENT = ("tok-k-pixel",)
 
@@ -220,7 +220,9 @@ def test_several_values_that_are_tried_together() -> None:
     settings = Settings(values={("cae", "v"): {"decoder_depth": 1, "mask_count": 9}}, tried=(cells,))
 
     def variant(**used: Any) -> str | None:
-        return settings.variant(method="cae", tokenizer="t", trunk="v", used={"mask_count": 9} | used)
+        return settings.variant(
+            method="cae", tokenizer="t", trunk="v", used={"mask_count": 9} | used, recipe={}
+        )
 
     assert variant(decoder_depth=1) == ""
     assert variant(decoder_depth=4) == "decoder_depth 4"
@@ -229,3 +231,36 @@ def test_several_values_that_are_tried_together() -> None:
     assert variant(decoder_depth=2, alignment_weight=0.5) == "decoder_depth 2, alignment_weight 0.5"
     assert variant(decoder_depth=4, mask_count=8) is None
     assert settings.variants == ("decoder_depth 2", "decoder_depth 4", "alignment_weight 0.5")
+
+
+def test_a_recipe_that_a_study_tries_is_a_row_of_its_own_and_another_is_no_row(campaign: Any) -> None:
+    study = ViewCells(methods=("mim",), tokenizers=("k-pixel",), trunks=("vit-mini",), evaluations=("finetune",),
+                      pretraining={"peak_lr": (0.002, 0.004)})  # fmt: skip
+    campaign.protocol = campaign.protocol.model_copy(
+        update={"views": {"sensitivity": View(title="Rates", cells=(study,), is_study=True)}}
+    )
+    campaign.tokenizer("k-pixel")
+    use: dict[str, Any] = {"method": "mim", "tokenizer": "k-pixel"}
+    for name, recipe in (("own", {}), ("tried", {"peak_lr": 0.002}), ("other", {"peak_lr": 0.003}),
+                         ("both", {"peak_lr": 0.002, "epochs": 7})):  # fmt: skip
+        campaign.cell(f"{name}-pretrain", "pretrain", parents=PARENT, recipe=recipe, **use)
+        campaign.cell(f"{name}-finetune", "finetune", parents=(f"{name}-pretrain",), correct=len(name), **use)
+    board = read_board(campaign.work_dir, campaign.protocol)
+    rows = dict(zip(board.rows["variant"], board.rows["finetune_top1_percent"], strict=True))
+    assert rows == {"": 1.5, "peak_lr 0.002": 2.5}
+    assert [(other.differing, len(other.rows)) for other in board.others] == [(("pretraining",), 1)] * 2
+
+
+def test_a_recipe_that_is_not_what_its_digest_says_is_on_no_board(campaign: Any) -> None:
+    study = ViewCells(methods=("mim",), tokenizers=("k-pixel",), trunks=("vit-mini",), evaluations=("finetune",),
+                      pretraining={"peak_lr": (0.002,)})  # fmt: skip
+    campaign.protocol = campaign.protocol.model_copy(update={"views": {"s": View(title="R", cells=(study,))}})
+    campaign.tokenizer("k-pixel")
+    use: dict[str, Any] = {"method": "mim", "tokenizer": "k-pixel"}
+    campaign.cell(
+        "p", "pretrain", parents=PARENT, recipe={"peak_lr": 0.002}, slices={"pretraining": "f" * 64}, **use
+    )
+    campaign.cell("f", "finetune", parents=("p",), correct=5, **use)
+    board = read_board(campaign.work_dir, campaign.protocol)
+    assert not len(board.rows)
+    assert [other.differing for other in board.others] == [("pretraining",)]

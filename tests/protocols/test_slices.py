@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def ids(protocol: Protocol) -> set[str]:
-    return {cell.id for cell in make_plan(protocol, select(protocol))}
+    return {cell.id for cell in make_plan(protocol, select(protocol, evaluations=["all"]))}
 
 
 def test_prose_defaults_views_and_sources_are_in_no_digest(written: Written) -> None:
@@ -54,7 +54,6 @@ TRUNK = """\
 tokenizers:
 """
 TRANSFER_SET = """\
-transfer_sets:
   elsewhere:
     name: {value: elsewhere, source: test}
     training: {split: {value: train, source: test}, count: {value: 10, source: test}}
@@ -63,22 +62,19 @@ transfer_sets:
 trunks:
 """
 VIEW = """\
-views:
   one:
     title: T
     cells:
       - {methods: [scratch, mim, pim, mapet, beit, cae], tokenizers: [k-pixel, k-feature], trunks: [vit-mini],
          evaluations: [finetune, linear-probe]}
       - {tokenizers: [k-pixel, k-feature], evaluations: [token-mlp, token-vit]}
-
-pretraining:
 """
 ADDITIONS = {
     "trunk:vit-l": ("tokenizers:\n  k-pixel", f"{TRUNK}  k-pixel"),
-    "transfer_set:elsewhere": ("trunks:\n  vit-mini", f"{TRANSFER_SET}  vit-mini"),
+    "transfer_set:elsewhere": ("\ntrunks:\n  vit-mini", f"{TRANSFER_SET}  vit-mini"),
     "method:other": ("  scratch: {}\n", "  scratch: {}\n  other:\n    a: {value: 1, source: test}\n"),
     "tokenizer:other": ("  k-feature:\n", "  other:\n    a: {value: 1, source: test}\n  k-feature:\n"),
-    "a view": ("\npretraining:\n", f"\n{VIEW}"),
+    "a view": ("  table2:\n", f"{VIEW}  table2:\n"),
 }
 
 
@@ -92,13 +88,15 @@ def test_an_addition_leaves_all_else_as_it_was(written: Written, added: str) -> 
 
 def test_a_new_evaluation_adds_its_cells_and_no_others(written: Written) -> None:
     text = (ROOT / "protocols" / "mini.yaml").read_text()
-    probe = text[text.index("  linear-probe:\n") : text.index("  token-mlp:\n")]
+    probe = text[text.index("  linear-probe:\n") :]
+    probe = probe[: probe.index("\n  ", probe.index("clip_grad_norm")) + 1]
     probe = probe.replace("  linear-probe:", "  second-probe:", 1)
+    in_views = "evaluations: [finetune, linear-probe]"
     path = written(
         "mini",
-        ("evaluations: [finetune, linear-probe,", "evaluations: [finetune, linear-probe, second-probe,"),
+        (in_views, in_views.replace("]", ", second-probe]")),
+        ("  token-mlp:\n", f"{probe}  token-mlp:\n"),
     )
-    path.write_text(path.read_text().rstrip("\n") + "\n" + probe)
     before, after = load_protocol("mini"), load_protocol(str(path))
     assert set(after.slices) - set(before.slices) == {"evaluation:second-probe"}
     assert {name: after.slices[name] for name in before.slices} == before.slices

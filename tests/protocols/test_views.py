@@ -67,7 +67,9 @@ def test_a_view_holds_the_rows_by_columns_of_its_table(view: str) -> None:
 
 
 def test_every_view_is_a_table() -> None:
-    assert list(load_protocol("fair300").views) == list(TABLES)
+    views = load_protocol("fair300").views
+    assert list(views) == [*TABLES, "table7", "table8", "neighbours"]
+    assert [view.reported for view in views.values()] == [*TABLES, "table7", "table8", None]
 
 
 def test_table_6_tries_five_cutting_points_and_shares_table_1s_cell() -> None:

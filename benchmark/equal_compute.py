@@ -1,0 +1,73 @@
+"""Equal compute: the epochs in which a method spends the training FLOPs that another one spends. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmark.cost import training_flops
+from methods import method_spec
+from protocols.errors import HarnessError
+from protocols.recipes import PreTraining
+from protocols.schema import Protocol, TrunkSpec
+from protocols.views import ViewCells
+
+
+def resolve_method(
+    protocol: Protocol, method: str, trunk: str, trial: Mapping[str, Any], recipe: PreTraining
+) -> tuple[TrunkSpec, dict[str, Any]]:
+    """The trunk as it is pre-trained, and every hyperparameter of the method, those of `trial` tried.
+
+    Raises HarnessError for hyperparameters that the method's specification does not allow.
+    """
+    spec = protocol.trunk_spec(trunk, drop_path=recipe.drop_path)
+    values = {**protocol.method_values(method, trunk), **trial}
+    try:
+        return spec, dict(method_spec(method).resolve(values, trunk=spec))
+    except HarnessError as error:
+        raise HarnessError(f"protocol {protocol.name}, methods.{method}: {error}") from None
+
+
+def pretraining_flops(
+    protocol: Protocol,
+    method: str,
+    tokenizer: str,
+    spec: TrunkSpec,
+    hyperparameters: Mapping[str, Any],
+    recipe: PreTraining,
+) -> float:
+    """Training FLOPs of a whole pre-training under `recipe`: whole batches alone, a multiply-add as two."""
+    codebook = int(protocol.tokenizers[tokenizer]["codebook_size"])
+    images = protocol.data.pretraining.count // recipe.global_batch * recipe.global_batch
+    of_image = training_flops(method, spec, hyperparameters, codebook_size=codebook)
+    return of_image * images * recipe.epochs
+
+
+def equal_epochs(protocol: Protocol, *, method: str, reference: str, tokenizer: str, trunk: str) -> int:
+    """The whole number of epochs, one at least, whose FLOPs come nearest to those of `reference`.
+
+    Both under the protocol's own recipe and hyperparameters, `reference` for the protocol's epochs.
+    """
+    recipe = protocol.pretraining
+
+    def flops(name: str) -> float:
+        spec, values = resolve_method(protocol, name, trunk, {}, recipe)
+        return pretraining_flops(protocol, name, tokenizer, spec, values, recipe)
+
+    return max(1, round(recipe.epochs * flops(reference) / flops(method)))
+
+
+def check_equal_compute(
+    protocol: Protocol, cells: ViewCells, *, view: str | None, method: str, tokenizer: str, trunk: str
+) -> None:
+    """HarnessError if the epochs that `cells` tries are not those of equal compute."""
+    assert cells.equal_compute_to is not None
+    (tried,) = cells.pretraining["epochs"]
+    epochs = equal_epochs(
+        protocol, method=method, reference=cells.equal_compute_to, tokenizer=tokenizer, trunk=trunk
+    )
+    if tried != epochs:
+        raise HarnessError(
+            f"view {view} of protocol {protocol.name}: {method} on {tokenizer} and {trunk} spends what "
+            f"{cells.equal_compute_to} spends in {epochs} epochs, not in {tried}; write epochs: [{epochs}]"
+        )

@@ -1,0 +1,110 @@
+"""Which cells a command takes: names as users write them, held against what the protocol has. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from methods import list_methods
+from protocols.errors import HarnessError, unknown
+from protocols.schema import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which cells to run; every name in its canonical spelling, known to the protocol.
+
+    `narrowed` holds the options that name something of their own: cells of views are taken only if
+    they fit those. Without views every combination of what is named is taken, and evaluations of tokens
+    alone, which have no method and no trunk, once for each tokenizer: if --evaluations names them, or
+    unless --methods or --trunks name something.
+    """
+
+    methods: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    trunks: tuple[str, ...]
+    evaluations: tuple[str, ...]
+    seeds: tuple[int, ...]
+    views: tuple[str, ...] = ()
+    narrowed: frozenset[str] = frozenset()
+
+
+def select(
+    protocol: Protocol,
+    *,
+    methods: Iterable[str] = ("all",),
+    tokenizers: Iterable[str] = ("all",),
+    trunks: Iterable[str] = ("all",),
+    evaluations: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    views: Iterable[str] | None = None,
+) -> Selection:
+    """Names as a user gives them (any case, `all` for the protocol's own) -> Selection.
+
+    `evaluations` all means every one of the protocol; without any, its defaults. Without `views` the
+    cells come from the protocol's default ones, and from every other that is no study and has an
+    evaluation that is asked for and that those lack; from all that are no study if every evaluation is
+    asked for. `views` all takes every view, studies too; none
+    takes every combination of the names instead, whatever the views hold.
+    Raises HarnessError, naming the nearest known one, for a name that the protocol does not define.
+    """
+    narrowed: set[str] = set()
+
+    def chosen(kind: str, names: Iterable[str]) -> tuple[str, ...]:
+        defaults: tuple[str, ...] = getattr(protocol.defaults, kind)
+        known = protocol.names(kind)
+        everything = known if kind == "evaluations" else defaults
+        lowered = [name.lower() for name in names]
+        if "all" not in lowered:
+            narrowed.add(kind)
+        given = [each for name in lowered for each in (everything if name == "all" else (name,))]
+        for name in given:
+            if name not in known:
+                if kind == "methods" and name in list_methods():
+                    raise HarnessError(f"protocol {protocol.name} does not set {name}'s hyperparameters")
+                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, known)
+        return tuple(dict.fromkeys(given))
+
+    asked = protocol.defaults.evaluations if evaluations is None else chosen("evaluations", evaluations)
+    if views is None:
+        chosen_views = _default_views(protocol, None if evaluations is None else asked)
+    else:
+        chosen_views = _chosen_views(protocol, [name.lower() for name in views])
+    picked = tuple(dict.fromkeys(protocol.defaults.seeds if seeds is None else seeds))
+    if any(seed < 0 for seed in picked):
+        raise HarnessError(f"seeds are 0 or more, got {min(picked)}")
+    return Selection(
+        methods=chosen("methods", methods),
+        tokenizers=chosen("tokenizers", tokenizers),
+        trunks=chosen("trunks", trunks),
+        evaluations=asked,
+        seeds=picked,
+        views=chosen_views,
+        narrowed=frozenset(narrowed),
+    )
+
+
+def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
+    if names == ["none"]:
+        return ()
+    if "none" in names:
+        raise HarnessError("--views none stands alone: it takes every combination of what the options name")
+    given = [each for name in names for each in (protocol.views if name == "all" else (name,))]
+    for name in given:
+        if name not in protocol.views:
+            raise unknown(f"view of protocol {protocol.name}", name, [*protocol.views, "all", "none"])
+    return tuple(dict.fromkeys(given))
+
+
+def _default_views(protocol: Protocol, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The views that an absent --views means, if the evaluations `asked` are asked for by name."""
+    tables = [name for name, view in protocol.views.items() if view.cells and not view.is_study]
+    if protocol.defaults.views is None or set(asked or ()) == set(protocol.names("evaluations")):
+        return tuple(tables)
+    found = dict.fromkeys(protocol.defaults.views)
+    held = {one for name in found for cells in protocol.views[name].cells for one in cells.evaluations}
+    lacking = set(asked or ()) - held
+    for name in tables:
+        if lacking & {one for cells in protocol.views[name].cells for one in cells.evaluations}:
+            found[name] = None
+    return tuple(found)
