@@ -31,7 +31,7 @@ from benchmark.batches import Batch
 from benchmark.image_part import ImagePart, square_pixels
 from methods.patterns import keyed_hash
 from protocols.errors import ProtocolViolation
-from protocols.recipes import FineTuning, ImageEvaluation
+from protocols.recipes import FineTuning, ImageEvaluation, RowEvaluation
 from protocols.schema import Data
 
 # Hash streams 64 x AUGMENT and 64 x MIX, three of each: as in benchmark/transforms.py, whose 2 to 4 are
@@ -154,7 +154,7 @@ def training_transform(recipe: ImageEvaluation, data: Data) -> Transform:
     return transform
 
 
-def centre_crop(recipe: ImageEvaluation, data: Data) -> Transform:
+def centre_crop(recipe: RowEvaluation, data: Data) -> Transform:
     """timm's evaluation: an RGB image -> (3, S, S), the shorter side resized to S / fraction, its centre."""
     assert recipe.evaluation_crop_fraction is not None
     assert recipe.interpolation is not None

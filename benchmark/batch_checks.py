@@ -15,7 +15,7 @@ from benchmark.plan import Cell
 from benchmark.runtime import Runtime
 from benchmark.step_costs import StepCosts, recipe_of
 from protocols.errors import HarnessError, ProtocolViolation
-from protocols.recipes import LinearProbe, Optimisation
+from protocols.recipes import LinearProbe, NearestNeighbours, Optimisation
 from protocols.schema import Protocol
 
 RuntimeOf = Callable[[Cell], Runtime]
@@ -119,9 +119,9 @@ def image_problems(cells: Iterable[Cell], protocol: Protocol) -> list[Missing]:
     """Recipes that ask for more labelled images than there are, or whose images fill no batch."""
     found = []
     planned = list(cells)
-    recipe: Optimisation = protocol.pretraining
-    if any(cell.stage == "pretrain" for cell in planned):
-        found += _unfilled("pretraining", recipe, protocol.data.pretraining.count)
+    for changes in dict.fromkeys(cell.pretraining for cell in planned if cell.stage == "pretrain"):
+        pretraining = protocol.pretraining_with(dict(changes))
+        found += _unfilled("pretraining", pretraining, protocol.data.pretraining.count)
     asked = dict.fromkeys((cell.evaluation, cell.trunk) for cell in planned if cell.evaluation)
     for evaluation, trunk in asked:
         assert evaluation is not None
@@ -135,7 +135,8 @@ def image_problems(cells: Iterable[Cell], protocol: Protocol) -> list[Missing]:
                 f"labelled images; its training part has {training.count}"
             )
             found.append(Missing(what, f"ask for {training.count} or fewer"))
-        found += _unfilled(f"evaluation {evaluation}", recipe, recipe.labelled_images)
+        if not isinstance(recipe, NearestNeighbours):
+            found += _unfilled(f"evaluation {evaluation}", recipe, recipe.labelled_images)
     return found
 
 

@@ -29,7 +29,7 @@ from leaderboard.record import PREDICTIONS_NAME, Metric
 from methods import build_method
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file, write_atomically
-from protocols.recipes import ImageEvaluation
+from protocols.recipes import RowEvaluation
 from protocols.schema import Data
 
 EVALUATION_BATCH = 250
@@ -96,7 +96,7 @@ def most_likely_classes(
 
 
 def evaluation_batches(
-    images: ImagePart, recipe: ImageEvaluation, data: Data, *, batch: int = EVALUATION_BATCH, workers: int = 0
+    images: ImagePart, recipe: RowEvaluation, data: Data, *, batch: int = EVALUATION_BATCH, workers: int = 0
 ) -> Iterator[Tensor]:
     """All images, in order, as (B, 3, S, S), the last shorter, read in `workers` further processes.
 
@@ -132,7 +132,7 @@ class _EvaluationImages(Dataset[Tensor | HarnessError]):
     """Item = the images of one piece: the squares, uint8, or the normalised crops; or why there are none."""
 
     def __init__(
-        self, images: ImagePart, recipe: ImageEvaluation, data: Data, pieces: Sequence[Sequence[int]]
+        self, images: ImagePart, recipe: RowEvaluation, data: Data, pieces: Sequence[Sequence[int]]
     ) -> None:
         self.images, self.data, self.pieces = images, data, pieces
         self.crop = centre_crop(recipe, data) if recipe.evaluation_crop_fraction is not None else None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from methods import method_spec
 from methods.specs import Pass, Work
 from protocols.hyperparameters import Value
-from protocols.recipes import FineTuning, LinearProbe, TokenClassification
+from protocols.recipes import FineTuning, LinearProbe, NearestNeighbours, TokenClassification
 from protocols.schema import TrunkSpec
 
 CHANNELS = 3
@@ -56,6 +56,11 @@ def evaluation_flops(recipe: FineTuning | LinearProbe, trunk: TrunkSpec) -> floa
         return 3 * forward_flops(trunk) * seen
     is_augmented = recipe.resized_crop_scale is not None or bool(recipe.horizontal_flip)
     return forward_flops(trunk) * (seen if is_augmented else recipe.labelled_images)
+
+
+def nearest_neighbour_flops(recipe: NearestNeighbours, trunk: TrunkSpec, *, evaluated_images: int) -> float:
+    """FLOPs of the features of all images, labelled and evaluated; the search is left out."""
+    return forward_flops(trunk) * (recipe.labelled_images + evaluated_images)
 
 
 def token_classification_flops(recipe: TokenClassification, trunk: TrunkSpec) -> float:

@@ -1,4 +1,4 @@
-"""Data sets by name: the embedded one, which is a file of the repository, and those that users bring.
+"""Data sets by name: the embedded ones, which are files of the repository, and those that users bring.
 
 Loads no torch, but for the sets that torchvision reads and for the labels of ImageNet's archives.
 """
@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,37 @@ from protocols.errors import HarnessError, unknown
 from protocols.schema import Part
 
 EMBEDDED = Path(__file__).parent / "embedded"
-_IN_CHECKOUT = "benchmark/embedded/fashion_mnist_12k.npz"
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-# SHA-256 of the file as it was embedded: a damaged checkout must not pass for another data set.
-FASHION_SHA256 = "19a87c492c6adb55d4769374aafcde8f95831875480b216c56b8b552ea39c85a"
+
+
+class _EmbeddedSet(NamedTuple):
+    """A file of the repository with its classes; `white` is the value of its brightest grey level.
+
+    `sha256` is the file's as it was embedded: a damaged checkout must not pass for another data set.
+    """
+
+    file: str
+    sha256: str
+    classes: tuple[str, ...]
+    white: int
+
+
+_EMBEDDED_FILES = {
+    "fashion-mnist-12k": _EmbeddedSet(
+        "fashion_mnist_12k.npz",
+        "19a87c492c6adb55d4769374aafcde8f95831875480b216c56b8b552ea39c85a",
+        FASHION_CLASSES,
+        white=255,
+    ),
+    "digits": _EmbeddedSet(
+        "digits.npz",
+        "f9195fd87a500718dde5dca864469f11ad3ad65c27850db73d2835b7cde654ae",
+        tuple(map(str, range(10))),
+        white=16,
+    ),
+}
 MOST_NAMED = 10
 
 
@@ -199,26 +225,27 @@ def _with_remedy(external: ExternalSet, root: Path) -> Iterator[None]:
 
 
 @cache
-def _fashion_file() -> dict[str, npt.NDArray[np.uint8]]:
-    path = EMBEDDED / "fashion_mnist_12k.npz"
+def _embedded_file(path: Path, sha256: str) -> dict[str, npt.NDArray[np.uint8]]:
+    remedy = f"restore it with git checkout benchmark/embedded/{path.name}"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise HarnessError(
-            f"{path.name} is missing from the checkout; restore it with git checkout {_IN_CHECKOUT}"
-        ) from None
-    if hashlib.sha256(content).hexdigest() != FASHION_SHA256:
-        raise HarnessError(
-            f"{path.name} is not the embedded file (SHA-256 differs); restore it with "
-            f"git checkout {_IN_CHECKOUT}"
-        )
+        raise HarnessError(f"{path.name} is missing from the checkout; {remedy}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise HarnessError(f"{path.name} is not the embedded file (SHA-256 differs); {remedy}")
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
-def _fashion_mnist_12k(split: str) -> Arrays:
-    arrays = _fashion_file()
-    return Arrays(arrays[f"{split}_images"], arrays[f"{split}_labels"], FASHION_CLASSES)
+def _embedded_split(embedded: _EmbeddedSet, split: str) -> Arrays:
+    arrays = _embedded_file(EMBEDDED / embedded.file, embedded.sha256)
+    images = arrays[f"{split}_images"]
+    if embedded.white != 255:  # to 0..255, rounded to the nearest
+        scaled = (images.astype(np.int64) * 255 + embedded.white // 2) // embedded.white
+        images = scaled.astype(np.uint8)
+    return Arrays(images, arrays[f"{split}_labels"], embedded.classes)
 
 
-READERS: dict[str, Callable[[str], Arrays]] = {"fashion-mnist-12k": _fashion_mnist_12k}
+READERS: dict[str, Callable[[str], Arrays]] = {
+    name: partial(_embedded_split, embedded) for name, embedded in _EMBEDDED_FILES.items()
+}

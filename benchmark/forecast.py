@@ -4,7 +4,7 @@ The model, which `plan` prints with its numbers:
 - Where `plan --probe` has timed a cell's step, its hours are those of all its steps, on as many accelerators
   and in as many micro-batches as benchmark/placement.py gives it. Elsewhere they are its training FLOPs over
   a sustained rate, which is an assumption. Data loading, tokenising, the evaluated images, and what
-  processes tell one another are not counted.
+  processes tell one another are not counted. Nearest neighbours have no step: their hours come from FLOPs.
 - Wall time is that of cells put on the accelerators, longest chain of work first. A cell that needs several
   waits until as many are free, and nothing of less weight overtakes it meanwhile.
 - Disk is what stays: weights of a pre-training, tokens with their tokenizer's weights, predictions, and a
@@ -24,7 +24,7 @@ from benchmark.plan import PRETRAINING_PART, Cell
 from benchmark.runtime import Runtime
 from benchmark.step_costs import StepCost, StepCosts, Work
 from methods import method_spec
-from protocols.recipes import LinearProbe, TokenClassification
+from protocols.recipes import LinearProbe, NearestNeighbours, TokenClassification
 from protocols.schema import Protocol, TrunkSpec
 
 FLOPS_PER_TERA = 1e12
@@ -208,7 +208,7 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         evaluated = protocol.transfer_sets[recipe.transfer_set].test.count
     weights = 0
     trained = recipe.trunk if isinstance(recipe, TokenClassification) else cell.trunk
-    if trained is not None and not isinstance(recipe, LinearProbe):
+    if trained is not None and not isinstance(recipe, LinearProbe | NearestNeighbours):
         weights = trunk_parameters(protocol.trunk_spec(trained, drop_path=0.0))
     if isinstance(recipe, TokenClassification):
         weights += _weights_before_the_blocks(recipe, cell, protocol)

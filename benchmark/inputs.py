@@ -18,7 +18,7 @@ from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
 from tokenizers.weights_files import WantedFile
 
-EMBEDDED_SETS = ("fashion-mnist-12k",)
+EMBEDDED_SETS = ("fashion-mnist-12k", "digits")
 FOLDER_PREFIX = "folder-"
 CLASS_FOLDERS = "/*/"  # ends a path that stands for a folder of class folders
 

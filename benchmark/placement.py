@@ -49,6 +49,8 @@ def place(
     if asked is not None and asked > gpus and runtime.device == "cuda":
         raise HarnessError(f"--gpus-per-cell {asked}: there are {gpus} to share; give 1 to {gpus}")
     recipe = recipe_of(cell, protocol)
+    if cell.stage == "knn":  # one process does all of it
+        return runtime.model_copy(update={"processes": 1, "accumulation": 1})
     if recipe is None:
         return runtime.model_copy(update={"processes": asked or 1})
     cost = costs.of(cell, protocol) if costs is not None and _grows_with_its_batch(recipe) else None

@@ -90,9 +90,7 @@ def run(context: CellContext) -> StageResult:
     assert isinstance(recipe, LinearProbe)
     labelled = context.images("training", transfer_set=recipe.transfer_set).first(recipe.labelled_images)
     evaluated = context.images(recipe.evaluated_part, transfer_set=recipe.transfer_set)
-    trunk = build_trunk(context.trunk(drop_path=0.0))
-    trunk.load_state_dict(backbone_of(context), strict=True)
-    frozen = FrozenTrunk(trunk, features=recipe.features, device=device)
+    frozen = frozen_trunk(context, features=recipe.features)
     read = partial(evaluation_batches, recipe=recipe, data=protocol.data, workers=context.runtime.workers)
     evaluated_features = frozen.of_all(read(evaluated))
     make_batch: MakeBatch
@@ -118,6 +116,13 @@ def run(context: CellContext) -> StageResult:
     )
     predicted = predict(classifier, evaluated_features.split(EVALUATION_BATCH), device=device)
     return evaluation_result(context, result, evaluated, predicted)
+
+
+def frozen_trunk(context: CellContext, *, features: Literal["patch-mean", "class-token"]) -> FrozenTrunk:
+    """The row's trunk, on the runtime's device."""
+    trunk = build_trunk(context.trunk(drop_path=0.0))
+    trunk.load_state_dict(backbone_of(context), strict=True)
+    return FrozenTrunk(trunk, features=features, device=context.runtime.device)
 
 
 def seeded_classifier(features: Tensor, classes: int, *, seed: int) -> nn.Linear:

@@ -28,7 +28,7 @@ from benchmark.runtime import Runtime
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
 from protocols.frozen import Frozen, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, digest_of
-from protocols.recipes import FineTuning, LinearProbe, Optimisation, TokenClassification
+from protocols.recipes import FineTuning, LinearProbe, NearestNeighbours, Optimisation, TokenClassification
 from protocols.schema import Protocol
 
 _GPU_FACTS = Path("/proc/driver/nvidia/gpus")
@@ -149,12 +149,13 @@ class _File(Frozen):
 
 
 def recipe_of(cell: Cell, protocol: Protocol) -> Optimisation | None:
-    """What `cell` trains under; None for a tokenising cell, which has no batches."""
+    """What `cell` trains under; None for tokens and for nearest neighbours, which train nothing."""
     if cell.stage == "tokenise":
         return None
-    return (
-        protocol.pretraining if cell.evaluation is None else protocol.evaluation(cell.evaluation, cell.trunk)
-    )
+    if cell.evaluation is None:
+        return protocol.pretraining_with(dict(cell.pretraining))
+    recipe = protocol.evaluation(cell.evaluation, cell.trunk)
+    return None if isinstance(recipe, NearestNeighbours) else recipe
 
 
 def is_augmented(recipe: LinearProbe) -> bool:
@@ -177,7 +178,7 @@ class Work:
 
     @classmethod
     def of(cls, cell: Cell, protocol: Protocol) -> Work | None:
-        """None for a tokenising cell."""
+        """None for a cell that trains nothing."""
         recipe = recipe_of(cell, protocol)
         if recipe is None:
             return None
@@ -198,7 +199,7 @@ def step_name(cell: Cell) -> str:
 
 
 def step_shape(cell: Cell, protocol: Protocol) -> dict[str, Any] | None:
-    """All that moves the cost of a step of `cell`, as plain JSON types; None for a tokenising cell."""
+    """All that moves the cost of a step of `cell`, as plain JSON types; None for a cell without steps."""
     recipe = recipe_of(cell, protocol)
     if recipe is None:
         return None

@@ -220,7 +220,8 @@ class _Made:
 def _pretraining(cell: Cell, protocol: Protocol, made: _Made) -> _Parts:
     assert cell.method is not None
     assert cell.trunk is not None
-    trunk = protocol.trunk_spec(cell.trunk, drop_path=protocol.pretraining.drop_path)
+    recipe = protocol.pretraining_with(dict(cell.pretraining))
+    trunk = protocol.trunk_spec(cell.trunk, drop_path=recipe.drop_path)
     codebook_size = _codebook_size(cell, protocol)
     method = build_method(
         cell.method, trunk=trunk, codebook_size=codebook_size, seed=0, **dict(cell.hyperparameters)
@@ -229,10 +230,10 @@ def _pretraining(cell: Cell, protocol: Protocol, made: _Made) -> _Parts:
     def make_batch(count: int) -> Batch:
         batches = PretrainingBatches(
             method,
-            protocol,
             read=lambda positions: made.pixels(len(positions)).numpy(),
             sample_ids=np.arange(count),
             tokens=lambda positions: made.tokens(len(positions), trunk.patches, codebook_size).cpu().numpy(),
+            jitter=recipe.color_jitter,
             seed=0,
         )
         return {name: value.to(made.device) for name, value in batches(np.arange(count), 0).items()}

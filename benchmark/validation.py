@@ -70,16 +70,16 @@ class Validation:
     @cached_property
     def cell_id(self) -> str:
         """Readable parts, and twelve hex digits of the hash."""
-        identity = {
-            "sha256": self.sha256,
-            "slices": self.slices,
-            "images": self.images.digest,
-            "pooling": self.pooling,
-            "key": self.key,
-            "precision": self.runtime.precision,
-        }
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", self.checkpoint.stem)[:60]
-        return f"{STAGE}-{name}-{self.trunk}-{digest_of(identity)[:12]}"
+        return validation_id(
+            self.checkpoint,
+            self.trunk,
+            sha256=self.sha256,
+            slices=self.slices,
+            images=self.images.digest,
+            pooling=self.pooling,
+            key=self.key,
+            precision=self.runtime.precision,
+        )
 
     def folder(self, work_dir: Path) -> Path:
         """The cell's folder under `work_dir`."""
@@ -91,6 +91,12 @@ class Validation:
         return publication().top1_percent(
             self.checkpoint.name, trunk=self.trunk, data_set=self.images.data_set, images=len(self.images)
         )
+
+
+def validation_id(checkpoint: Path, trunk: str, **identity: Any) -> str:
+    """The cell's id: the file's name, the trunk, and the hash of `identity`, all that moves its numbers."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", checkpoint.stem)[:60]
+    return f"{STAGE}-{name}-{trunk}-{digest_of(identity)[:12]}"
 
 
 def finetuning(protocol: Protocol, trunk: str) -> FineTuning:

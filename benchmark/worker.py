@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark import finetune, pretrain, probe, provenance, token_classification, tokenise
+from benchmark import finetune, knn, pretrain, probe, provenance, token_classification, tokenise
 from benchmark.checkpoint import clear_checkpoints
 from benchmark.file_lock import try_lock
 from benchmark.interrupt import Interrupted, StopFlag
@@ -44,6 +44,7 @@ STAGES = {
     "pretrain": pretrain.run,
     "finetune": finetune.run,
     "linear-probe": probe.run,
+    "knn": knn.run,
     "token-classification": token_classification.run,
 }
 LOCKED = 75

@@ -154,6 +154,32 @@ class LinearProbe(ImageEvaluation):
         return self
 
 
+class NearestNeighbours(Frozen):
+    """Classes of the nearest labelled images, by the cosine of the frozen trunk's features; no training.
+
+    Each of the `neighbours` adds exp(cosine / `temperature`) to its class (Wu et al., arXiv 1805.01978,
+    section 3.4). `features`, `whiten` and the images' geometry mean what they mean in a linear probe:
+    with the probe's values the features are those that its classifier sees.
+    """
+
+    kind: Literal["knn"]
+    labelled_images: PositiveInt
+    evaluated_part: Literal["validation", "test"]
+    whiten: bool
+    neighbours: PositiveInt
+    temperature: PositiveFloat
+    features: Literal["patch-mean", "class-token"] = "patch-mean"
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    evaluation_crop_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NearestNeighbours:
+        _all_or_none(self, "interpolation", "evaluation_crop_fraction")
+        if self.neighbours > self.labelled_images:
+            raise ValueError(f"neighbours {self.neighbours} are more than the labelled images")
+        return self
+
+
 class TokenClassification(Optimisation):
     """Image classification from the visual tokens alone (the paper's Table 4).
 
@@ -182,7 +208,9 @@ class TokenClassification(Optimisation):
         return self
 
 
-Evaluation = Annotated[FineTuning | LinearProbe | TokenClassification, Field(discriminator="kind")]
+RowEvaluation = FineTuning | LinearProbe | NearestNeighbours
+AnyEvaluation = RowEvaluation | TokenClassification
+Evaluation = Annotated[AnyEvaluation, Field(discriminator="kind")]
 
 
 def _all_or_none(model: BaseModel, *names: str) -> None:

@@ -165,12 +165,12 @@ def no_images(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _images_in(folder: Path) -> Iterator[None]:
-    data._fashion_file.cache_clear()
+    data._embedded_file.cache_clear()
     try:
         with mock.patch.object(data, "EMBEDDED", folder):
             yield
     finally:
-        data._fashion_file.cache_clear()
+        data._embedded_file.cache_clear()
 
 
 @cache

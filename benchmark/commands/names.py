@@ -9,7 +9,7 @@ from benchmark.commands.options import Parser
 from benchmark.commands.text import paragraph
 from methods import list_methods, method_spec
 from protocols import list_protocols, load_protocol
-from protocols.recipes import LinearProbe, TokenClassification
+from protocols.recipes import LinearProbe, NearestNeighbours, TokenClassification
 from protocols.schema import Protocol
 from tokenizers import list_tokenizers, tokenizer_spec
 
@@ -73,4 +73,6 @@ def _meaning(kind: str, name: str, protocol: Protocol) -> str:
         return "linear probe of the frozen trunk" + (
             f" on {recipe.transfer_set}" if recipe.transfer_set else ""
         )
+    if isinstance(recipe, NearestNeighbours):
+        return f"the {recipe.neighbours} nearest neighbours by features of the frozen trunk"
     return "fine-tuning of all weights"

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmark import finetune, pretrain, probe, tokenise
+from benchmark import finetune, knn, pretrain, probe, tokenise
 from benchmark.engine import Training, TrainingResult, train
 from benchmark.plan import Cell, make_plan, select
 from benchmark.record_cell import write_cell_record
@@ -31,6 +31,7 @@ STAGES = {
     "pretrain": pretrain.run,
     "finetune": finetune.run,
     "linear-probe": probe.run,
+    "knn": knn.run,
 }
 CLIP = 0.05  # below every gradient's norm here, so that each step is clipped
 

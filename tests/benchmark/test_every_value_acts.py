@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark import finetune, pretrain, probe, token_classification, tokenise
+from benchmark import finetune, knn, pretrain, probe, token_classification, tokenise
 from benchmark.engine import Training, TrainingResult
 from benchmark.layout import cell_folder
 from benchmark.plan import Cell, make_plan, select
@@ -40,6 +40,7 @@ STAGES = {
     "pretrain": pretrain.run,
     "finetune": finetune.run,
     "linear-probe": probe.run,
+    "knn": knn.run,
     "token-classification": token_classification.run,
 }
 # Only one value is allowed: there is nothing to change. (The other classifier of tokens has other fields,
@@ -238,6 +239,7 @@ def _overrides(file: str, path: str, text: str, given: tuple[str, ...]) -> tuple
 # Of the second protocol what the first does not set already.
 OF_FULL = (
     "evaluations.finetune.", "evaluations.linear-probe.", "evaluations.token-mlp.", "evaluations.token-vit.",
+    "evaluations.knn.",
     "evaluations.transfer.features",
     "evaluations.transfer.transfer_set", "transfer_sets.elsewhere.", "methods.cae.decoder_",
 )  # fmt: skip

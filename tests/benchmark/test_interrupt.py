@@ -81,7 +81,7 @@ def test_a_missing_data_file_is_said_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(data, "EMBEDDED", tmp_path)
-    data._fashion_file.cache_clear()
+    data._embedded_file.cache_clear()
     arguments = ["--protocol", TINY, "--work-dir", str(tmp_path / "runs")]
     assert main(arguments) == 2
     assert "fashion_mnist_12k.npz is missing from the checkout; restore it" in capsys.readouterr().err

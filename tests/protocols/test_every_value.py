@@ -30,7 +30,6 @@ CHOICES = {
     "clip_grad_norm": ["7.0"],
     "layer_decay": ["0.5"],
     "features": ["class-token"],
-    "transfer_set": ["food-101", "stanford-cars"],
     "trunk": ["vit-s"],
     "model": ["another"],
     "weights": ["another"],
@@ -75,10 +74,13 @@ def change(protocol: Protocol, path: str) -> list[str]:
         companions = [f"{group}.start=10000000"]
     elif field == "start":
         companions = [f"{group}.count={value_at(protocol, f'{group}.count') - 1}"]
-    elif field == "whiten" and not value:  # whitening needs features that do not change
+    elif field == "whiten" and not value and not path.startswith("evaluations.knn."):
+        # A probe's whitening needs features that do not change.
         names = ("resized_crop_scale", "resized_crop_ratio", "interpolation", "evaluation_crop_fraction")
         companions = [f"{group}.{name}=null" for name in names] + [f"{group}.horizontal_flip=0.0"]
-    if field in CHOICES:
+    if field == "transfer_set":
+        new = next((name for name in protocol.transfer_sets if name != value), "another")
+    elif field in CHOICES:
         new = next(choice for choice in CHOICES[field] if choice != str(value))
     elif field == "mixup_group":
         new = str(value // 2)
@@ -110,11 +112,11 @@ def plan_of(name: str) -> list[Cell]:
 
 
 def planned(protocol: Protocol) -> list[Cell]:
-    # A view that tries several values of a hyperparameter does not use the protocol's own.
+    # A view that tries several values does not use the protocol's own.
     views = [
         name
         for name, view in protocol.views.items()
-        if not any(cells.hyperparameters for cells in view.cells)
+        if view.cells and not any(cells.hyperparameters or cells.pretraining for cells in view.cells)
     ]
     return make_plan(protocol, select(protocol, views=views or ["none"]))
 
@@ -134,12 +136,17 @@ def cases() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "path"), [case for case in cases() if field_of(case[1]) not in FIXED])
 def test_a_change_moves_its_slices_and_redoes_their_cells_alone(name: str, path: str) -> None:
     before = original(name)
-    if field_of(path) == "evaluated_part" and before.data.validation is None:
+    is_transfer = f"{path.rpartition('.')[0]}.transfer_set" in before.sources
+    if field_of(path) == "evaluated_part" and (before.data.validation is None or is_transfer):
         with pytest.raises(HarnessError, match="validation"):
             load_protocol(name, overrides=[f"{path}=validation"])
         return
     if path == "evaluations.token-vit.trunk":  # of the one protocol that has but one
         with pytest.raises(HarnessError, match="names 'vit-s', which trunks does not define"):
+            load_protocol(name, overrides=change(before, path))
+        return
+    if field_of(path) == "transfer_set" and len(before.transfer_sets) == 1:
+        with pytest.raises(HarnessError, match="names 'another', which is no transfer set"):
             load_protocol(name, overrides=change(before, path))
         return
     overrides = [f"{path}=validation"] if field_of(path) == "evaluated_part" else change(before, path)
@@ -184,7 +191,7 @@ def test_a_value_with_one_allowed_literal_cannot_be_set(name: str, path: str) ->
     if field_of(path) == "classifier":  # the other one needs other fields
         assert "classifier mlp takes width and hidden_width; vit takes trunk" in str(refused.value)
     else:
-        said = f"--set {path}={other}: (must be '|must be one of finetune, linear-probe, token-)"
+        said = f"--set {path}={other}: (must be '|must be one of finetune, linear-probe, knn, token-)"
         assert re.match(said, str(refused.value))
 
 

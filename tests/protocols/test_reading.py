@@ -103,7 +103,7 @@ MISTAKES = [
     (
         "    kind: {value: finetune,",
         "    kind: {value: finetuning,",
-        r"finetune\.kind: must be one of finetune, linear-probe, token",
+        r"finetune\.kind: must be one of finetune, linear-probe, knn, token",
     ),
     (
         "    kind: {value: finetune, source: test}\n",
