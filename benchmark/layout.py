@@ -55,6 +55,7 @@ def check_work_dir(work_dir: Path) -> None:
     is_ours = any(
         name in ("tokens", "packed")
         or (work_dir / name / "cells").is_dir()
+        or (work_dir / name / "leaderboard" / "patterns").is_dir()
         or (work_dir / name / ".lock").is_file()
         or (work_dir / name / STEP_COSTS_NAME).is_file()
         for name in entries

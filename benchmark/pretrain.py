@@ -66,7 +66,10 @@ class PretrainingBatches:
         jitter: float,
         seed: int,
     ) -> None:
-        """`jitter` is the recipe's `color_jitter`; `read` gives the pixels (B, 3, S, S) of the images at positions (B,), `tokens` theirs (B, N)."""
+        """`read` gives the pixels (B, 3, S, S) of the images at positions (B,), `tokens` theirs (B, N).
+
+        `jitter` is the recipe's `color_jitter`.
+        """
         self.method, self.jitter, self.seed = method, jitter, seed
         self.read, self.sample_ids, self.tokens = read, sample_ids, tokens
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from benchmark.inputs import Missing, missing_inputs
 from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder, has_progress
 from benchmark.metrics import newest_metrics
 from benchmark.plan import Cell
-from leaderboard.record import Record, read_record
+from leaderboard.origins import read_origin
+from leaderboard.record import PREDICTIONS_NAME, Record, read_record
 from leaderboard.staleness import stale_reasons
 from methods import list_methods, method_spec
 from protocols.errors import HarnessError
@@ -32,6 +33,8 @@ class CellState:
 
     `missing` is what the cell itself lacks; a cell that only waits for its parents lacks nothing.
     `metrics` is the newest line of a training that runs or was interrupted.
+    `is_merged`: its record came out of a bundle, and of its files the bundled ones alone are here.
+    `lacking` is what a recorded cell would lack if it ran again: files of parents that were merged.
     """
 
     cell: Cell
@@ -40,6 +43,8 @@ class CellState:
     missing: tuple[Missing, ...] = ()
     record: Record | None = None
     metrics: Mapping[str, Any] | None = None
+    is_merged: bool = False
+    lacking: tuple[Missing, ...] = ()
 
 
 def present_sources() -> dict[str, str]:
@@ -53,20 +58,24 @@ def survey(
 ) -> list[CellState]:
     """The state of every cell of `plan`, in its order.
 
-    done       recorded, by the code as it is
+    done       recorded, by the code as it is; also if it was merged from a bundle, without its weights
     stale      recorded, or begun, by other code of its method or tokenizer, or from a parent made anew since
     running    a process holds its lock
     resumable  interrupted, with a checkpoint to go on from
     to do      nothing of it is there; what it needs is, or will be
-    blocked    it lacks something that no cell makes, or a cell that it needs is blocked, failed or damaged
+    blocked    it lacks something that no cell makes, or a cell that it needs is blocked, failed or damaged,
+               or was merged without the files that it needs of it
     failed     recorded with an error
     damaged    its record cannot be read
     """
     records: dict[str, Record] = {}
     damaged: dict[str, str] = {}
+    merged: set[str] = set()
     for cell in plan:
         try:
             record = read_record(cell_folder(work_dir, protocol.name, cell.id))
+            if record is not None and read_origin(cell_folder(work_dir, protocol.name, cell.id)):
+                merged.add(cell.id)
         except HarnessError as error:
             damaged[cell.id] = str(error)
             continue
@@ -79,7 +88,10 @@ def survey(
         folder = cell_folder(work_dir, protocol.name, cell.id)
         record = records.get(cell.id)
         missing = tuple(missing_inputs(cell, protocol, data_root=data_root))
-        state, reasons = _state(cell, folder, record, damaged, stale, states, missing, sources)
+        lacking = _unbundled_files([states[name] for name in cell.parents], work_dir, protocol)
+        if record is None or record.status == "skipped":
+            missing += lacking
+        state, reasons = _state(cell, folder, record, damaged, stale, states, missing, sources, merged)
         is_open = state in ("running", "resumable", "stale") and record is None
         states[cell.id] = CellState(
             cell=cell,
@@ -88,6 +100,8 @@ def survey(
             missing=() if state == "done" else missing,
             record=record,
             metrics=newest_metrics(folder) if is_open else None,
+            is_merged=cell.id in merged,
+            lacking=lacking,
         )
     return list(states.values())
 
@@ -101,6 +115,7 @@ def _state(
     parents: Mapping[str, CellState],
     missing: Sequence[Missing],
     sources: Mapping[str, str],
+    merged: Collection[str],
 ) -> tuple[State, tuple[str, ...]]:
     if cell.id in damaged:
         return "damaged", (damaged[cell.id],)
@@ -108,6 +123,8 @@ def _state(
         return "running", ()
     if record is not None and record.status == "done":
         lost = missing_artefacts(record, folder)
+        if cell.id in merged:
+            lost = [name for name in lost if name == PREDICTIONS_NAME]
         if lost:
             remedy = f"restore it, or delete the folder {folder} and run again"
             return "damaged", (f"{', '.join(lost)} is missing; {remedy}",)
@@ -138,6 +155,24 @@ def missing_artefacts(record: Record, folder: Path) -> list[str]:
         for name in record.artefacts
         if not ((work_dir if name.startswith("tokens/") else folder) / name).is_file()
     ]
+
+
+def _unbundled_files(parents: Sequence[CellState], work_dir: Path, protocol: Protocol) -> tuple[Missing, ...]:
+    """Files of a cell's parents that no bundle brings: a merged one has its record alone."""
+    found = []
+    for parent in parents:
+        folder = cell_folder(work_dir, protocol.name, parent.cell.id)
+        lost = missing_artefacts(parent.record, folder) if parent.record and parent.is_merged else []
+        if lost and parent.state in ("done", "stale"):
+            found.append(
+                Missing(
+                    f"cell {parent.cell.id} was merged from a bundle, which holds no weights and no tokens: "
+                    f"{', '.join(lost)}",
+                    "put the files there, as its makers have them (under the work dir, or in the cell's "
+                    f"folder), or delete {folder}: then this run makes the cell itself",
+                )
+            )
+    return tuple(found)
 
 
 def begun_with(cell: Cell, sources: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, str]:

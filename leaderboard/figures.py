@@ -1,111 +1,236 @@
-"""The board's figure: linear-probe top-1 per row, one dot per seed, the random trunk as a line."""
+"""The figures of a board's tables: accuracy with intervals, and the curve of an ablation.
+
+The others stand with what they show: leaderboard/compute.py, learning_curves.py, sensitivity.py. How figures
+look and become files is said in leaderboard/figure_style.py.
+"""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
-from leaderboard.grids import clean, method_label
-from leaderboard.lineage import LINEAR_PROBE, SCRATCH
-from leaderboard.tables import Board
+from leaderboard.figure_curves import Curve, CurvePanel, draw_curves
+from leaderboard.figure_dots import DotPanel, DotRow, draw_dots, has_cut_interval
+from leaderboard.figure_probe import probe_figure
+from leaderboard.figure_style import ACCENT, INK, MUTED, RULE, drawn, inlined
+from leaderboard.grids import EVALUATION_NAMES, MISSING, clean
+from leaderboard.sections import Figure
+from leaderboard.statistics import INTERVAL, accuracy_interval
+from leaderboard.tried import reconstruction_ratio
+from leaderboard.view_table import ViewTable
+from protocols.schema import Protocol
 
-# Each colour stands for one variable of the page's style sheet, by which it follows light and dark.
-INK, MUTED, RULE, ACCENT = "#1d2329", "#66707b", "#d9dde2", "#1f6f8b"
-GAP = 0.8
-_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent"}
-_SETTINGS: Any = {
-    # Without a salt, matplotlib puts random ids into the file.
-    "svg.hashsalt": "leaderboard",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-}
-_NAMES = ["method", "variant", "tokenizer", "trunk"]
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+__all__ = [
+    "ACCENT", "INK", "MUTED", "RULE", "inlined", "interval_over_seeds", "probe_figure", "table_figures",
+]  # fmt: skip
+
+# More rows than a reader compares by eye; the table has them all.
+MOST_ROWS = 60
+METRIC_NAMES = {"top1_percent": "top-1", "top5_percent": "top-5"}
+# The ratio follows from the cutting point, which names the row.
+_UNSAID_HEADERS = {"tokenizer", "reconstruction ratio"}
 
 
-def probe_figure(board: Board) -> str | None:
-    """An SVG on a transparent ground, the same bytes for the same board; None if no row was probed.
+def table_figures(tables: Sequence[ViewTable], protocol: Protocol | None = None) -> tuple[Figure, ...]:
+    """Of each table a figure for every evaluation and metric of which something was measured.
 
-    Grey dots are seeds, the filled dot is their mean, the dashed line is the random trunk's mean.
+    Trunks are panels. With `protocol`, studies are left out (sections of their own show them), and where a
+    table tries several shares of predicted patches a curve over the share follows.
     """
-    probe = next((one.name for one in board.evaluations if one.stage == LINEAR_PROBE), None)
-    if probe is None or not len(board.rows):
-        return None
-    rows = board.rows[board.rows[f"{probe}_top1_percent"].notna()]
-    floors = rows[rows["method"] == SCRATCH].set_index("trunk")[f"{probe}_top1_percent"]
-    shown = rows[rows["method"] != SCRATCH]
-    if not len(shown):
-        return None
-    runs = board.runs[(board.runs["standing"] == "board") & (board.runs["evaluation"] == probe)]
-    with matplotlib.rc_context(_SETTINGS):
-        figure = _draw(shown, floors, runs, f"{probe}_top1_percent")
-        stream = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(stream, metadata=_NO_METADATA)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
-
-
-def _draw(rows: pd.DataFrame, floors: pd.Series, runs: pd.DataFrame, column: str) -> Figure:
-    figure = Figure(
-        figsize=(5.2, 0.75 + 0.27 * (len(rows) + GAP * (rows["trunk"].nunique() - 1))), layout="constrained"
-    )
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    trunks = list(rows["trunk"])
-    several_trunks = rows["trunk"].nunique() > 1
-    # Each trunk begins lower by a line, which the label of its random trunk needs.
-    above = list(dict.fromkeys(trunks))
-    places = [index + GAP * above.index(trunk) for index, trunk in enumerate(trunks)]
-    for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        same = (runs[_NAMES] == row[_NAMES]).all(axis=1)
-        seeds = runs[same]["top1_percent"].dropna()
-        axes.axhline(place, color=RULE, linewidth=0.6, zorder=0)
-        if len(seeds) > 1:
-            axes.plot(seeds, [place] * len(seeds), "o", color=MUTED, markersize=3.5, zorder=2)
-        axes.plot([row[column]], [place], "o", color=ACCENT, markersize=6.5, zorder=3)
-    _draw_floors(axes, dict(zip(places, trunks, strict=True)), floors)
-    axes.set_yticks(places, [_label(row, several_trunks) for _, row in rows.iterrows()], color=INK)
-    axes.set_ylim(places[-1] + 0.6, -0.95)
-    axes.margins(x=0.06)
-    axes.set_xlabel("linear probe, top-1 (%)", color=MUTED)
-    axes.tick_params(axis="x", colors=MUTED, length=0)
-    axes.tick_params(axis="y", length=0)
-    axes.set_frame_on(False)
-    return figure
-
-
-def _draw_floors(axes: matplotlib.axes.Axes, trunk_at: Mapping[float, str], floors: pd.Series) -> None:
-    for trunk in dict.fromkeys(trunk_at.values()):
-        if trunk not in floors.index:
+    figures: list[Figure] = []
+    for table in tables:
+        view = protocol.views.get(table.name) if protocol is not None else None
+        if (view is not None and view.is_study) or not len(table.frame):
             continue
-        floor = float(floors[trunk])
-        places = [place for place, name in trunk_at.items() if name == trunk]
-        first, last = min(places), max(places)
-        axes.plot([floor, floor], [first - 0.45, last + 0.45], "--", color=INK, linewidth=1.0, zorder=1)
-        axes.text(
-            floor, first - 0.52, f"random trunk {floor:.2f}", color=INK, fontsize=8, ha="center", va="bottom"
-        )
+        for (evaluation, metric), sharing in table.frame.groupby(["evaluation", "metric"], sort=False):
+            # A row alone is told by the table.
+            if sharing["mean"].notna().any() and len(sharing) > 1:
+                figures.append(_dots_figure(table, sharing, str(evaluation), str(metric)))
+                if protocol is not None:
+                    figures += _share_figure(table, sharing, protocol, str(evaluation), str(metric))
+    return tuple(figures)
 
 
-def _label(row: pd.Series, several_trunks: bool) -> str:
-    parts = [method_label(row), clean(row["tokenizer"])]
-    return "  ".join([*parts, clean(row["trunk"])] if several_trunks else parts)
+def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % t interval of the mean over seeds; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    series = pd.Series(values)
+    return _t_interval(float(series.mean()), float(series.std()) / math.sqrt(len(values)), len(values))
 
 
-def inlined(svg: str) -> str:
-    """`svg` for use inside an HTML page: no prologue, and colours that follow the page's variables."""
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    body = body.replace("<svg ", '<svg role="img" aria-label="Linear-probe top-1 of every row" ', 1)
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var({variable}, {colour})")
-    return body
+def _t_interval(mean: float, standard_error: float, seeds: int) -> tuple[float, float]:
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(seeds - 1, 0.5 + INTERVAL / 2)) * standard_error
+    return mean - reach, mean + reach
+
+
+def _dots_figure(table: ViewTable, places: pd.DataFrame, evaluation: str, metric: str) -> Figure:
+    trunks = list(dict.fromkeys(places["trunk"]))
+    panels, left_out = [], 0
+    for trunk in trunks:
+        shown = places[(places["trunk"] == trunk) & (places["mean"].notna() | places["reported"].notna())]
+        if not shown["mean"].notna().any():
+            continue
+        left_out += max(0, len(shown) - MOST_ROWS)
+        rows = tuple(_dot_row(table, place) for place in shown.head(MOST_ROWS).to_dict("records"))
+        panels.append(DotPanel(title=clean(trunk) if len(trunks) > 1 else "", rows=rows))
+    name = EVALUATION_NAMES.get(evaluation, clean(evaluation))
+    measured = METRIC_NAMES.get(metric, clean(metric))
+    label = f"{name}, {measured} (%)"
+    caption = f"{clean(table.title)}: {label}. {_caption_of_marks(panels)}"
+    caption += f" {left_out} more rows stand in the table alone." if left_out else ""
+    return drawn(
+        lambda: draw_dots(panels, label=label),
+        name=f"{table.name}-{evaluation}-{measured}".replace("_", "-"),
+        alt=f"{name}, {measured}, of the rows of {clean(table.title)}: {_in_words(panels)}",
+        caption=caption,
+    )
+
+
+def _caption_of_marks(panels: Sequence[DotPanel]) -> str:
+    """What the marks stand for, of those that are there."""
+    rows = [row for panel in panels for row in panel.rows]
+    has_seeds = any(len(row.seeds) > 1 for row in rows)
+    intervals = [f"the {INTERVAL:.0%} t interval of the mean over seeds"] if has_seeds else []
+    if any(row.is_over_images for row in rows):
+        exact = f"{INTERVAL:.0%} interval of the images (exact binomial)"
+        intervals.append(f"dashed, of one seed, the {exact}" if has_seeds else f"the {exact}, of one seed")
+    parts = [
+        "Large dots: means over seeds, small ones below: single seeds." if has_seeds else "Dots: one seed.",
+        f"Lines: {'; '.join(intervals)}." if intervals else "",
+        "Arrows: a line that goes on beyond the axis." if any(map(has_cut_interval, panels)) else "",
+        "Hollow diamonds: as the paper reports it." if any(row.reported is not None for row in rows) else "",
+        "The axis begins near the lowest value, not at 0.",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def _in_words(panels: Sequence[DotPanel]) -> str:
+    """Every mean, for those who cannot see the dots."""
+    return "; ".join(
+        ", ".join(part for part in (panel.title, row.group, row.label) if part) + f" {row.mean:.2f}"
+        for panel in panels
+        for row in panel.rows
+        if row.mean is not None
+    )
+
+
+def _dot_row(table: ViewTable, place: Mapping[str, Any]) -> DotRow:
+    texts = dict(zip(table.row_headers, table.rows[int(place["row"])], strict=True))
+    group = clean(texts.get("tokenizer", ""))
+    parts = [
+        clean(value) if name == "method" else f"{name} {clean(value)}"
+        for name, value in texts.items()
+        if name not in _UNSAID_HEADERS and value not in ("", MISSING)
+    ]
+    low, high, is_over_images = _bounds(place)
+    return DotRow(
+        # A row of tokens alone has nothing but its tokenizer.
+        label=", ".join(parts) or group or clean(str(place["row_label"])),
+        group=group if parts and group != MISSING else "",
+        mean=_known(place["mean"]),
+        seeds=seed_values(place["seed_values"]),
+        low=low,
+        high=high,
+        is_over_images=is_over_images,
+        reported=_known(place["reported"]),
+    )
+
+
+def _known(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def seed_values(text: Any) -> tuple[float, ...]:
+    """The numbers of a place's `seed_values`: `0: 74.61; 1: 74.48`."""
+    if not isinstance(text, str) or not text:
+        return ()
+    return tuple(float(part.rpartition(":")[2]) for part in text.split(";"))
+
+
+def _bounds(place: Mapping[str, Any]) -> tuple[float | None, float | None, bool]:
+    """Low, high, and whether they are of one seed's images."""
+    mean, seeds, images = _known(place["mean"]), _known(place["seeds"]), _known(place["images"])
+    error = _known(place["standard_error"])
+    if mean is None or not seeds:
+        return None, None, False
+    if seeds > 1 and error is not None:
+        return *_t_interval(mean, error, int(seeds)), False
+    if seeds == 1 and images:
+        return *accuracy_interval(round(mean / 100 * images), int(images)), True
+    return None, None, False
+
+
+def _share_figure(
+    table: ViewTable, places: pd.DataFrame, protocol: Protocol, evaluation: str, metric: str
+) -> list[Figure]:
+    """Accuracy against the share of patches that are predicted, where one method tries several."""
+    panels = []
+    of_place = places.groupby(["trunk", "tokenizer"], sort=False)
+    for (trunk, tokenizer), sharing in of_place:
+        curves = [
+            _share_curve(method, rows, protocol, trunk)
+            for method, rows in sharing[sharing["is_ours"]].groupby("method", sort=False)
+            if method and rows["variant"].nunique() > 1
+        ]
+        # A single point is no curve.
+        curves = [curve for curve in curves if len(curve.xs) > 1]
+        if curves:
+            title = ", ".join(clean(one) for one in (trunk, tokenizer) if one)
+            panels.append(CurvePanel(title=title, curves=tuple(curves)))
+    if not panels:
+        return []
+    measured = METRIC_NAMES.get(metric, clean(metric))
+    name = EVALUATION_NAMES.get(evaluation, clean(evaluation))
+    words = "; ".join(
+        f"{panel.title}, {clean(curve.method)}: "
+        + ", ".join(f"{x:.0f} % {y:.2f}" for x, y in zip(curve.xs, curve.ys, strict=True))
+        for panel in panels
+        for curve in panel.curves
+    )
+    has_reported = any(curve.reported for panel in panels for curve in panel.curves)
+    caption = (
+        f"{clean(table.title)}: {name}, {measured}, against the reconstruction ratio, the share of an image "
+        "that is predicted. Marks: means over seeds; grey dots: single seeds. Lines up and down: "
+        f"{INTERVAL:.0%} t interval over seeds; of one seed the exact binomial interval of the images."
+    )
+    figure = drawn(
+        lambda: draw_curves(panels, x="reconstruction ratio (%)", y=f"{measured} (%)"),
+        name=f"{table.name}-{evaluation}-{measured}-curve".replace("_", "-"),
+        alt=f"{name}, {measured}, by reconstruction ratio: {words}",
+        caption=caption + (" Hollow diamonds: as the paper reports them." if has_reported else ""),
+    )
+    return [figure]
+
+
+def _share_curve(method: str, rows: pd.DataFrame, protocol: Protocol, trunk: str) -> Curve:
+    points: list[tuple[float, float, float | None, float | None]] = []
+    seeds: list[tuple[float, float]] = []
+    reported: list[tuple[float, float]] = []
+    for place in rows.to_dict("records"):
+        ratio = reconstruction_ratio(protocol, method, trunk, str(place["variant"]))
+        if ratio is None:
+            continue
+        x = 100 * ratio
+        mean, theirs = _known(place["mean"]), _known(place["reported"])
+        if theirs is not None:
+            reported.append((x, theirs))
+        if mean is not None:
+            points.append((x, mean, *_bounds(place)[:2]))
+            several = seed_values(place["seed_values"])
+            seeds += [(x, value) for value in several if len(several) > 1]
+    points.sort(key=lambda point: point[0])
+    return Curve(
+        method=method,
+        xs=tuple(point[0] for point in points),
+        ys=tuple(point[1] for point in points),
+        lows=tuple(point[2] for point in points),
+        highs=tuple(point[3] for point in points),
+        points=tuple(seeds),
+        reported=tuple(reported),
+    )

@@ -23,7 +23,7 @@ DISPLAY_NAMES = {
     "cae": "CAE",
     SCRATCH: "scratch",
 }
-EVALUATION_NAMES = {"finetune": "fine-tuning", "linear-probe": "linear probe"}
+EVALUATION_NAMES = {"finetune": "fine-tuning", "linear-probe": "linear probe", "knn": "kNN"}
 CARD_METRICS = (
     "codebook_use_percent", "perplexity", "dead_codes", "concentration_percent", "images_per_second",
     "batch_agreement_percent",

@@ -19,9 +19,16 @@ class Lineage:
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._by_id = {record.cell_id: record for record in records}
+        # By identity: one may ask for a record that is not among them.
+        self._ancestors: dict[int, tuple[Record, tuple[Record, ...]]] = {}
 
-    def ancestors(self, record: Record) -> list[Record]:
+    def ancestors(self, record: Record) -> tuple[Record, ...]:
         """The known records that `record` was made from, nearest first."""
+        if id(record) not in self._ancestors:
+            self._ancestors[id(record)] = record, self._found(record)
+        return self._ancestors[id(record)][1]
+
+    def _found(self, record: Record) -> tuple[Record, ...]:
         found: dict[str, Record] = {}
         waiting = sorted(record.parents)
         while waiting:
@@ -30,7 +37,7 @@ class Lineage:
             if parent is not None and cell_id not in found:
                 found[cell_id] = parent
                 waiting.extend(sorted(parent.parents))
-        return list(found.values())
+        return tuple(found.values())
 
     def ancestor(self, record: Record, stage: str) -> Record | None:
         """The nearest known ancestor of that stage."""

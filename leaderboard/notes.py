@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH, harness_version, runtime_choice
 from leaderboard.record import Record
 from leaderboard.runs import Run
-from leaderboard.statistics import CONFIDENCE, RESAMPLES
+from leaderboard.statistics import CONFIDENCE
 
 TOKENIZER_NOTE = (
     "Codebook use % is the share of the codes that some patch carries; dead codes are the others. Perplexity "
@@ -97,9 +97,9 @@ def _gain(done: Sequence[Run]) -> str:
     text = (
         "Gain is the linear probe's top-1 less that of the random trunk of the same seed, in percentage "
         f"points. {CONFIDENCE:.0%} bound is the smallest over seeds of its one-sided {CONFIDENCE:.0%} lower "
-        f"confidence bound (paired bootstrap over images, {RESAMPLES:,} resamples). Above 0 it says only "
-        "that the frozen features of the pre-trained trunk classify these test images better than those of "
-        "the random trunk of the same seed. It compares no two methods."
+        "confidence bound (paired bootstrap over images, its distribution computed, not drawn). Above 0 it "
+        "says only that the frozen features of the pre-trained trunk classify these test images better than "
+        "those of the random trunk of the same seed. It compares no two methods."
     )
     probes = [run for run in done if run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH]
     without = sum(run.gain_points is None for run in probes)

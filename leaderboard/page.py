@@ -1,16 +1,36 @@
-"""The board as one HTML page that needs nothing else: no script, no network, text from records escaped."""
+"""The board as one HTML page that needs nothing else: no network, no other file, text from records escaped.
+
+All of it is there without scripts; those that are inlined add sorting, filtering, rows that open in place
+and buttons that copy.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import shlex
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup
 
-from leaderboard.figures import inlined
+from leaderboard.captions import (
+    PATTERNS_TITLE,
+    SUMMARY_TITLE,
+    main_rows,
+    other_caption,
+    other_grids,
+    shared_trunk,
+    tables_grid,
+    variants_note,
+)
+from leaderboard.contents import Contents
+from leaderboard.figure_style import inlined, style_variables
 from leaderboard.grids import (
+    Grid,
     board_grid,
     clean,
     failure_grid,
@@ -19,20 +39,95 @@ from leaderboard.grids import (
     token_grid,
     tokenizer_grid,
 )
-from leaderboard.lineage import SCRATCH, TOKEN_CLASSIFICATION
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
-from leaderboard.render import other_caption, other_grids, shared_trunk
-from leaderboard.sheets import Gallery
-from leaderboard.tables import Board
+from leaderboard.page_commands import command
+from leaderboard.page_rows import PageTable, Sources, board_details, order_of, page_table
+from leaderboard.sections import Figure, Section
 from leaderboard.validation_view import TITLE as VALIDATION_TITLE
 from leaderboard.validation_view import validation_grid, validation_note
-from protocols.schema import Protocol
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_ROOM = Path(__file__).parent
+_TEMPLATES = _ROOM / "templates"
+_LIBRARY = _ROOM / "vendor" / "datatables" / "dataTables.min.js"
 
 
-def to_html(board: Board, protocol: Protocol, *, figure: str | None, gallery: Gallery | None = None) -> str:
-    """The whole page; `figure` is the SVG of `leaderboard.figures.probe_figure`."""
+@dataclass(frozen=True, kw_only=True)
+class PageSection:
+    """A section as the page shows it; `table` is the view that stands in the place of its blocks, if any."""
+
+    section: Section
+    table: PageTable | None = None
+
+    @property
+    def short(self) -> str:
+        """Its name in the list of sections."""
+        number = re.fullmatch(r"table(\d+)", self.section.name)
+        return f"Table {number[1]}" if number else self.section.name.replace("-", " ").capitalize()
+
+
+def to_html(contents: Contents, *, cells_dir: Path, page_dir: Path | None) -> str:
+    """The whole page; from `page_dir` it links to the cells' files in `cells_dir`, from None to none."""
+    board, protocol = contents.board, contents.protocol
+    sources = Sources(board, protocol, cells_dir=cells_dir, page_dir=page_dir)
+    rows = main_rows(board)
+    tables = {table.name: page_table(table, sources) for table in contents.tables}
+    views = [PageSection(section=one, table=tables.pop(one.name, None)) for one in contents.table_sections]
+    # A view that no section speaks of is shown all the same.
+    views += [
+        PageSection(section=Section(name=name, title=table.title), table=table)
+        for name, table in tables.items()
+    ]
+    scripts = [_source(_LIBRARY), _source(_TEMPLATES / "board.js")]
+    return (
+        _environment()
+        .get_template("board.html.j2")
+        .render(
+            protocol=protocol,
+            board=board,
+            trunk=shared_trunk(board),
+            table=board_grid(rows, board.evaluations) if len(rows) else None,
+            row_details=board_details(board, rows, sources) if len(rows) else [],
+            figure=Markup(inlined(contents.figure)) if contents.figure else None,
+            notes=[*board.notes, *filter(None, [variants_note(board)]), *contents.notes],
+            summary_title=SUMMARY_TITLE,
+            summary=tables_grid(contents.tables) if contents.tables else None,
+            summary_links=[table.name for table in contents.tables],
+            views=views,
+            sections=[PageSection(section=section) for section in contents.sections],
+            tokens=token_grid(board.token_rows, board.token_evaluations) if len(board.token_rows) else None,
+            token_title=TOKEN_TITLE,
+            token_note=TOKEN_NOTE,
+            tokenizers=tokenizer_grid(board.tokenizers) if len(board.tokenizers) else None,
+            tokenizer_note=TOKENIZER_NOTE,
+            gallery=contents.gallery,
+            patterns=contents.patterns,
+            patterns_title=PATTERNS_TITLE,
+            validations=validation_grid(board.validations) if len(board.validations) else None,
+            validation_title=VALIDATION_TITLE,
+            validation_note=validation_note(board.validations),
+            stale=stale_grid(board.stale) if len(board.stale) else None,
+            stale_note=STALE_NOTE,
+            modified=modified_grid(board.modified) if len(board.modified) else None,
+            others=[(other_caption(other), other_grids(other, board)) for other in board.others],
+            failures=failure_grid(board.failures) if len(board.failures) else None,
+            command=command(board, protocol),
+            report_command=shlex.join(
+                ["python", "run_benchmark.py", "report", "--protocol", protocol.argument]
+            ),
+            configurations=sources.configurations,
+            has_links=page_dir is not None,
+            # Ours alone, read from beside this file: nothing of a record is in them.
+            style=Markup(_source(_TEMPLATES / "board.css")),
+            series=Markup(style_variables(dark=False)),
+            dark_series=Markup(style_variables(dark=True)),
+            scripts=[Markup(script) for script in scripts],
+            script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -41,80 +136,36 @@ def to_html(board: Board, protocol: Protocol, *, figure: str | None, gallery: Ga
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["clean"] = clean
-    return environment.get_template("board.html.j2").render(
-        protocol=protocol,
-        board=board,
-        trunk=shared_trunk(board),
-        table=board_grid(board.rows, board.evaluations) if len(board.rows) else None,
-        # Ours alone: matplotlib escapes the names in it, and these are drawn as outlines.
-        figure=Markup(inlined(figure)) if figure else None,
-        tokens=token_grid(board.token_rows, board.token_evaluations) if len(board.token_rows) else None,
-        token_title=TOKEN_TITLE,
-        token_note=TOKEN_NOTE,
-        tokenizers=tokenizer_grid(board.tokenizers) if len(board.tokenizers) else None,
-        tokenizer_note=TOKENIZER_NOTE,
-        gallery=gallery or Gallery(),
-        validations=validation_grid(board.validations) if len(board.validations) else None,
-        validation_title=VALIDATION_TITLE,
-        validation_note=validation_note(board.validations),
-        stale=stale_grid(board.stale) if len(board.stale) else None,
-        stale_note=STALE_NOTE,
-        modified=modified_grid(board.modified) if len(board.modified) else None,
-        others=[(other_caption(other), other_grids(other, board)) for other in board.others],
-        failures=failure_grid(board.failures) if len(board.failures) else None,
-        command=command(board, protocol),
-    )
-
-
-def command(board: Board, protocol: Protocol) -> str:
-    """The command that runs every row of the board again, and those that would stand on it but are stale.
-
-    A second line where there are rows of tokens alone, which no method brings. The protocol's defaults
-    if there is no row yet.
-    """
-    lines = [_command_of_rows(board, protocol), _command_of_tokens(board, protocol)]
-    wanted = [shlex.join(parts) for parts in lines if parts]
-    return "\n".join(wanted) or shlex.join(_start(protocol))
-
-
-def _start(protocol: Protocol) -> list[str]:
-    return ["python", "run_benchmark.py", "--protocol", protocol.name]
-
-
-def _command_of_tokens(board: Board, protocol: Protocol) -> list[str]:
-    stale = board.stale[board.stale["stage"] == TOKEN_CLASSIFICATION]
-    stale = stale[(stale["deviations"] == "") & (stale["differing_slices"] == "")]
-    runs = board.runs[(board.runs["standing"] == "board") & (board.runs["stage"] == TOKEN_CLASSIFICATION)]
-    columns = ["tokenizer", "evaluation", "seed"]
-    cells = pd.concat([frame[columns] for frame in (runs, stale) if len(frame)] or [runs[columns]])
-    if not len(cells):
-        return []
-    seeds = [str(seed) for seed in sorted(cells["seed"].dropna().unique())]
-    return [
-        *_start(protocol), "--tokenizers", *dict.fromkeys(cells["tokenizer"]),
-        "--evaluations", *dict.fromkeys(cells["evaluation"]), *(["--seeds", *seeds] if seeds else []),
-    ]  # fmt: skip
-
-
-def _command_of_rows(board: Board, protocol: Protocol) -> list[str]:
-    stale = board.stale
-    stale = stale[(stale["method"] != "") & (stale["deviations"] == "") & (stale["differing_slices"] == "")]
-    rows = pd.concat([frame for frame in (board.rows, stale) if len(frame)] or [stale])
-    if not len(rows):
-        return []
-    runs = board.runs[(board.runs["standing"] == "board") & (board.runs["method"] != "")]
-    parts = _start(protocol)
-    seeds = [*runs["seed"].dropna(), *stale["seed"].dropna()]
-    chosen = {
-        "--methods": dict.fromkeys(rows["method"]),
-        "--tokenizers": dict.fromkeys(name for name in rows["tokenizer"] if name),
-        "--trunks": dict.fromkeys(rows["trunk"]),
-        "--seeds": dict.fromkeys(str(seed) for seed in sorted(seeds)),
+    environment.filters |= {
+        "clean": clean,
+        "order": order_of,
+        "drawing": _drawing,
+        "opens": _is_long,
+        "folds": _is_too_long,
     }
-    if list(chosen["--methods"]) == [SCRATCH]:
-        del chosen["--tokenizers"]
-    for option, values in chosen.items():
-        if values:
-            parts += [option, *values]
-    return parts
+    return environment
+
+
+def _drawing(figure: Figure) -> Markup:
+    """Ours alone: matplotlib escapes the names in a drawing, and they are drawn as outlines."""
+    return Markup(inlined(figure.svg, name=figure.name, alt=clean(figure.alt)))
+
+
+def _is_long(grid: Grid) -> bool:
+    """True of a table that is worth sorting and filtering."""
+    return len(grid.rows) > 5
+
+
+def _is_too_long(grid: Grid) -> bool:
+    """True of a table that would stand between a reader and what follows: it is shown when it is opened."""
+    return len(grid.rows) > 12
+
+
+@cache
+def _source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _sha256(script: str) -> str:
+    """As a content security policy wants it."""
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

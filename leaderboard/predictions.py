@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,71 @@ class Predictions:
     predicted: NDArray[np.int64]
 
 
+# What a loader may keep of predicted classes: those of 7,000 cells of 1,000 images are 56 MB.
+KEPT_BYTES = 128_000_000
+ROWS = ("image_ids", "labels", "predicted")
+# An .npy file of version 1: magic, version, and the length of the header in the last two bytes before it.
+HEADER_START = 10
+
+
+@dataclass(kw_only=True, eq=False)
+class _Known:
+    """What was read before: rows by their bytes, and rows of ids that name no image twice."""
+
+    headers: dict[bytes, tuple[np.dtype[Any], tuple[int, ...]]] = field(default_factory=dict)
+    rows: dict[bytes, NDArray[Any]] = field(default_factory=dict)
+    unique: dict[int, NDArray[Any]] = field(default_factory=dict)
+    predictions: dict[tuple[str, str], Predictions] = field(default_factory=dict)
+    kept_bytes: int = 0
+
+    def array(self, content: bytes, name: str) -> NDArray[Any]:
+        """The row in the bytes of an .npy file; the same object for the same ids or labels."""
+        if name == "predicted":
+            return self._parsed(content)
+        if content not in self.rows:
+            self.rows[content] = self._parsed(content)
+        return self.rows[content]
+
+    def _parsed(self, content: bytes) -> NDArray[Any]:
+        """An array that nobody may change, as several may hold it."""
+        start = HEADER_START + int.from_bytes(content[HEADER_START - 2 : HEADER_START], "little")
+        header = content[:start]
+        if header in self.headers:
+            # numpy reads each header as a Python literal, which takes longer than all the rest.
+            dtype, shape = self.headers[header]
+            return np.frombuffer(content, dtype=dtype, offset=start).reshape(shape)
+        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        if content[6:8] == b"\x01\x00" and array.flags.c_contiguous and array.dtype.kind in "Ui":
+            self.headers[header] = array.dtype, array.shape
+        array.flags.writeable = False
+        return array
+
+
 PredictionsLoader = Callable[[Record], Predictions | None]
 
 
 def predictions_loader(cells: Path) -> PredictionsLoader:
-    """A function that reads a record's predictions from its folder in `cells`."""
-    return lambda record: read_predictions(cells, record)
+    """A function that reads a record's predictions from its folder in `cells`.
+
+    It keeps what it has read, up to a limit, and holds image ids and labels, which are the same for
+    thousands of cells, once.
+    """
+    known = _Known()
+
+    def load(record: Record) -> Predictions | None:
+        key = (record.cell_id, record.artefacts.get(PREDICTIONS_NAME, ""))
+        kept = known.predictions.get(key)
+        if kept is None:
+            kept = read_predictions(cells, record, known=known)
+            known.kept_bytes += kept.predicted.nbytes if kept else 0
+            if kept and known.kept_bytes <= KEPT_BYTES:
+                known.predictions[key] = kept
+        return kept
+
+    return load
 
 
-def read_predictions(cells: Path, record: Record) -> Predictions | None:
+def read_predictions(cells: Path, record: Record, *, known: _Known | None = None) -> Predictions | None:
     """The predictions of `record`, a cell under `cells`; None if its record names no such file.
 
     Raises HarnessError if the file is missing, is not the one that the record names, cannot be read,
@@ -54,21 +110,33 @@ def read_predictions(cells: Path, record: Record) -> Predictions | None:
         content = path.read_bytes()
     except FileNotFoundError:
         raise HarnessError(f"{path} is missing, but the cell's record names it; {remedy}") from None
+    return predictions_of(content, record, path=path, remedy=remedy, known=known)
+
+
+def predictions_of(
+    content: bytes, record: Record, *, path: Path, remedy: str, known: _Known | None = None
+) -> Predictions:
+    """The predictions of `record` in the bytes of its file, called `path` in errors.
+
+    Raises HarnessError, which ends in `remedy`, as `read_predictions` does.
+    """
+    expected = record.artefacts[PREDICTIONS_NAME]
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise HarnessError(
             f"{path} is damaged or was replaced: SHA-256 {found}, the record names {expected}; {remedy}"
         )
+    known = known or _Known()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            rows = {name: archive[name] for name in ("image_ids", "labels", "predicted")}
-    except (ValueError, KeyError, EOFError, OSError, AttributeError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            rows = {name: known.array(archive.read(f"{name}.npy"), name) for name in ROWS}
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise HarnessError(f"{path} cannot be read as predictions ({error}); {remedy}") from None
-    _check(rows, path, record, remedy)
+    _check(rows, path, record, remedy, known)
     return Predictions(cell_id=record.cell_id, **rows)
 
 
-def _check(rows: dict[str, NDArray[Any]], path: Path, record: Record, remedy: str) -> None:
+def _check(rows: dict[str, NDArray[Any]], path: Path, record: Record, remedy: str, known: _Known) -> None:
     ids, labels, predicted = rows["image_ids"], rows["labels"], rows["predicted"]
     if ids.dtype.kind != "U" or labels.dtype != np.int64 or predicted.dtype != np.int64:
         kinds = ", ".join(f"{name} {values.dtype}" for name, values in rows.items())
@@ -76,8 +144,10 @@ def _check(rows: dict[str, NDArray[Any]], path: Path, record: Record, remedy: st
     if ids.ndim != 1 or ids.shape != labels.shape or ids.shape != predicted.shape or not ids.size:
         shapes = ", ".join(f"{name} {values.shape}" for name, values in rows.items())
         raise HarnessError(f"{path}: {shapes} are not three equal, non-empty rows; {remedy}")
-    if np.unique(ids).size != ids.size:
-        raise HarnessError(f"{path} names an image twice; {remedy}")
+    if id(ids) not in known.unique:
+        if len(set(ids.tolist())) != ids.size:
+            raise HarnessError(f"{path} names an image twice; {remedy}")
+        known.unique[id(ids)] = ids
     stated = record.metrics.get("top1_percent")
     if stated is None:
         return
@@ -95,6 +165,8 @@ def paired_correct(a: Predictions, b: Predictions) -> tuple[NDArray[np.bool_], N
 
     Raises HarnessError if the two were not measured on the same images with the same labels.
     """
+    if a.image_ids is b.image_ids and a.labels is b.labels:
+        return a.predicted == a.labels, b.predicted == b.labels
     order_a, order_b = np.argsort(a.image_ids, kind="stable"), np.argsort(b.image_ids, kind="stable")
     ids_a, ids_b = a.image_ids[order_a], b.image_ids[order_b]
     cells = f"cells {a.cell_id} and {b.cell_id}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from leaderboard.lineage import (
@@ -102,7 +103,11 @@ def collect_runs(
         for record in records
         if (record.method and record.stage != TOKENISE) or record.stage == TOKEN_CLASSIFICATION
     ]
-    return [_with_gain(run, runs, lineage, predictions) for run in _without_superseded(runs, lineage)]
+    floors: dict[object, list[Run]] = {}
+    for run in runs:
+        if run.key.method == SCRATCH and run.top1_percent is not None and not (run.stale or run.deviations):
+            floors.setdefault(_place(run), []).append(run)
+    return [_with_gain(run, floors, lineage, predictions) for run in _without_superseded(runs, lineage)]
 
 
 def _run(
@@ -121,14 +126,14 @@ def _run(
     pretraining = record if record.stage == PRETRAIN else lineage.ancestor(record, PRETRAIN)
     # Cells name no slice of their method: what it was set to stands in the pre-training's own values.
     used, recipe = _hyperparameters(pretraining), _recipe(pretraining)
-    chosen = {"method": method, "tokenizer": tokenizer, "trunk": trunk, "used": used}
-    variant = settings.variant(**chosen, recipe=recipe)
+    variant_of = partial(settings.variant, method=method, tokenizer=tokenizer, trunk=trunk, used=used)
+    variant = variant_of(recipe=recipe)
     if variant is not None and settings.recipe_changes(recipe):
         # A view tries it, and the row is named by what is tried. The digest alone is what was run.
         if differs.get("pretraining") == digest_of(recipe):
             del differs["pretraining"]
     elif variant is None:
-        variant = settings.variant(**chosen, recipe={})
+        variant = variant_of(recipe={})
         if variant is None:
             differs[f"method:{method}"] = digest_of(used)
     reasons = _stale_reasons(record, lineage, stale)
@@ -144,7 +149,7 @@ def _run(
         stale=reasons,
         pretraining=pretraining,
         tokenising=lineage.ancestor(record, TOKENISE),
-        ancestors=tuple(lineage.ancestors(record)),
+        ancestors=lineage.ancestors(record),
     )
 
 
@@ -199,7 +204,14 @@ def _without_superseded(runs: Sequence[Run], lineage: Lineage) -> list[Run]:
     return [replace(run, standing="superseded") if run.record.cell_id in older else run for run in runs]
 
 
-def _with_gain(run: Run, runs: Sequence[Run], lineage: Lineage, predictions: PredictionsLoader) -> Run:
+def _place(run: Run) -> object:
+    """What a probe and the floor that it is held against share."""
+    return run.evaluation, run.key.trunk, run.record.seed
+
+
+def _with_gain(
+    run: Run, floors: Mapping[object, Sequence[Run]], lineage: Lineage, predictions: PredictionsLoader
+) -> Run:
     top1 = run.top1_percent
     if (
         run.record.stage != LINEAR_PROBE
@@ -208,7 +220,7 @@ def _with_gain(run: Run, runs: Sequence[Run], lineage: Lineage, predictions: Pre
         or run.standing in ("modified", "stale")
     ):
         return run
-    floor = _random_trunk(run, runs, lineage)
+    floor = _random_trunk(run, floors.get(_place(run), ()), lineage)
     floor_top1 = floor.top1_percent if floor else None
     if floor is None or floor_top1 is None:
         return run
@@ -217,21 +229,12 @@ def _with_gain(run: Run, runs: Sequence[Run], lineage: Lineage, predictions: Pre
     return replace(run, gain_points=top1 - floor_top1, gain_lower_bound_points=bound)
 
 
-def _random_trunk(run: Run, runs: Sequence[Run], lineage: Lineage) -> Run | None:
-    """The probe of the random trunk with the same seed, under the same slices: the floor of `run`."""
+def _random_trunk(run: Run, floors: Iterable[Run], lineage: Lineage) -> Run | None:
+    """The newest of `floors`, random trunks of the same seed, that is under the same slices as `run`."""
     mine = lineage.slices(run.record)
 
     def is_floor(other: Run) -> bool:
-        alike = (other.evaluation, other.key.trunk, other.record.seed) == (
-            run.evaluation,
-            run.key.trunk,
-            run.record.seed,
-        )
-        if not alike or other.key.method != SCRATCH or other.top1_percent is None or other.stale:
-            return False
         its = lineage.slices(other.record)
-        return not other.deviations and all(
-            mine.get(name) == digest for name, digest in its.items() if not name.startswith("method:")
-        )
+        return all(mine.get(name) == digest for name, digest in its.items() if not name.startswith("method:"))
 
-    return max(filter(is_floor, runs), key=lambda other: ended(other.record), default=None)
+    return max(filter(is_floor, floors), key=lambda other: ended(other.record), default=None)

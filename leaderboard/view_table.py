@@ -16,7 +16,7 @@ PLACE_COLUMNS = (
     "mean", "sd", "standard_error",     # measured: per cent; NaN where there are too few seeds
     "seeds", "images",
     "reported", "difference",           # per cent, percentage points
-    "verdict",                          # one of VERDICTS, or empty: measured, and nothing is reported to hold it to
+    "verdict",                          # one of VERDICTS, or empty: measured, nothing reported; or not ours
     "seed_values",                      # "0: 74.61; 1: 74.48"
     "cell_ids",                         # of the evaluations behind `mean`, in order of seeds, "; " between
     "command",                          # fills the place, or makes it again; empty for what others report

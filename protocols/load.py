@@ -37,8 +37,9 @@ def load_protocol(name: str, *, overrides: Iterable[str] = (), locked: bool = Tr
     ProtocolViolation if a released protocol is no longer what was released.
     """
     path = find_protocol(name)
+    file = name if name.endswith((".yaml", ".yml")) else ""
     reader = Reader(path.name, _bytes_of(path))
-    original = reader.protocol()
+    original = reader.protocol().model_copy(update={"file": file})
     if locked:
         check_lock(original, file=str(path))
     overrides = tuple(overrides)
@@ -54,7 +55,7 @@ def load_protocol(name: str, *, overrides: Iterable[str] = (), locked: bool = Tr
         for path, text in changed.items()
         if canonical_json(value_at(protocol, path)) != canonical_json(value_at(original, path))
     )
-    return protocol.model_copy(update={"deviations": deviations})
+    return protocol.model_copy(update={"deviations": deviations, "file": file})
 
 
 def value_at(protocol: Protocol, path: str) -> Any:

@@ -33,7 +33,7 @@ from protocols.views import View, ViewCells
 BARE = ("name", "version", "summary", "defaults", "views", "reported_cost")
 TRUNKWISE = ("methods", "evaluations")
 LEAF_KEYS = ("value", "source", "assumed", "alternatives")
-KINDS = tuple(name for name in Protocol.model_fields if name not in ("sources", "deviations"))
+KINDS = tuple(name for name in Protocol.model_fields if name not in ("sources", "deviations", "file"))
 RECIPES: dict[str, type[Frozen]] = {
     "finetune": FineTuning,
     "linear-probe": LinearProbe,

@@ -172,7 +172,7 @@ class Protocol(Frozen):
     `methods` and `tokenizers` hold the hyperparameters that are an adapter's own; their names, types
     and ranges are declared by the adapters' specifications and checked by the planner. Keys of
     `methods` and `evaluations` are NAME, or NAME@TRUNK where some value differs between trunks: ask
-    `method_values` and `evaluation`.
+    `method_values` and `evaluation`. `file` is set by `load_protocol` for one that was named by its file.
     """
 
     name: Name
@@ -190,6 +190,12 @@ class Protocol(Frozen):
     reported_cost: ReportedCost | None = None
     sources: Annotated[dict[str, Source], AfterValidator(FrozenDict)] = FrozenDict()
     deviations: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def argument(self) -> str:
+        """What --protocol takes to mean this protocol: its file as it was given, or else its name."""
+        return self.file or self.name
 
     @model_validator(mode="after")
     def _names_exist(self) -> Protocol:

@@ -17,7 +17,6 @@ from pathlib import Path
 from unittest import mock
 
 from benchmark.cli import main
-from tests.cluster_error_cases import CLASSIFIER_CASES, CLUSTER_CASES
 from tests.data_set_error_cases import DATA_SET_CASES
 from tests.error_settings import (
     SMALL,
@@ -47,7 +46,7 @@ from tests.error_settings import (
     tampered_images,
     write_notes,
 )
-from tests.pack_error_cases import PACK_CASES
+from tests.further_error_cases import FURTHER_CASES
 from tests.preflight_error_cases import DATA_CASES
 from tests.token_error_cases import TOKEN_CASES
 
@@ -235,9 +234,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
     ),
     "Tokens": tuple(Case(**case) for case in TOKEN_CASES),
     "Data sets": tuple(Case(**case) for case in (*DATA_SET_CASES, *DATA_CASES)),
-    "Packed images": tuple(Case(**case) for case in PACK_CASES),
-    "Clusters": tuple(Case(**case) for case in CLUSTER_CASES),
-    "Published classifiers": tuple(Case(**case) for case in CLASSIFIER_CASES),
+    **{title: tuple(Case(**case) for case in cases) for title, cases in FURTHER_CASES.items()},
     "Machine, data and work dir": (
         Case(title="everything that fair300 needs", command="--protocol fair300", given="imagenet-1k",
              where="protocol fair300 cannot run here", remedy="https://image-net.org"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.survey import present_sources
@@ -11,8 +12,10 @@ from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
 
-def show_board(work_dir: Path, protocol: Protocol, *, out: Path | None = None, as_json: bool = False) -> None:
-    """Write the board's files and print it."""
+def show_board(
+    work_dir: Path, protocol: Protocol, *, out: Path | None = None, as_json: bool = False, full: bool = False
+) -> None:
+    """Write the board's files and print it; with every table of every section if `full`."""
     # Imported late: pandas and matplotlib would slow down every command that shows no board.
     from leaderboard.report import write_report
 
@@ -31,7 +34,7 @@ def show_board(work_dir: Path, protocol: Protocol, *, out: Path | None = None, a
     if as_json:
         print(report.json)
         return
-    print(report.terminal)
+    print(report.full_terminal if full else report.terminal)
     print(f"\npage: {os.path.relpath(report.paths['index.html'])}")
 
 
@@ -40,3 +43,30 @@ def show_classifier(record: Record) -> None:
     from leaderboard.validation_view import summary
 
     print(summary(record))
+
+
+def show_comparison(
+    work_dir: Path,
+    protocol: Protocol,
+    *,
+    rows: tuple[str, str],
+    evaluations: Sequence[str],
+    protocol_argument: str,
+    as_json: bool,
+) -> None:
+    """Print two rows of the board against each other; no `evaluations` are all that both have."""
+    from leaderboard.compare_rows import compare_rows
+    from leaderboard.compare_text import to_json, to_text
+    from leaderboard.predictions import predictions_loader
+    from leaderboard.report import read_board
+
+    comparison = compare_rows(
+        read_board(work_dir, protocol, sources=present_sources()),
+        protocol,
+        predictions_loader(work_dir / protocol.name / "cells"),
+        a=rows[0],
+        b=rows[1],
+        evaluations=evaluations,
+        protocol_argument=protocol_argument,
+    )
+    print(to_json(comparison) if as_json else to_text(comparison))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmark.layout import check_work_dir
-from benchmark.selection import Selection, select
 from benchmark.runtime import CHECKPOINT_SECONDS
+from benchmark.selection import Selection, select
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol

@@ -13,10 +13,13 @@ from protocols.errors import HarnessError
 SUMMARY = "the board again, from the records alone"
 DESCRIPTION = """\
 The board again, from the records alone: in the terminal, and as one HTML page,
-Markdown and CSV under WORK_DIR/PROTOCOL/leaderboard.
+Markdown, CSV, LaTeX and pictures under WORK_DIR/PROTOCOL/leaderboard. The terminal
+shows the main table; with --full also every table of the protocol's views, what
+their differences mean, the fairness proof, and what it all cost.
 
 examples:
   python run_benchmark.py report --protocol mini
+  python run_benchmark.py report --protocol mini --full
   python run_benchmark.py report --protocol mini --json
 """
 
@@ -24,7 +27,11 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """Which board, and where to."""
     add_protocol(parser)
-    parser.add_argument("--json", action="store_true", help="the board as JSON on standard output")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--full", action="store_true", help="every table in the terminal, not the main one alone"
+    )
+    shown.add_argument("--json", action="store_true", help="all of it as JSON on standard output")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the board's files here instead")
 
 
@@ -36,5 +43,5 @@ def run(options: Namespace) -> int:
             f"no records of protocol {protocol.name} under {options.work_dir}; make some with "
             f"python run_benchmark.py --protocol {options.protocol}, or name their folder with --work-dir"
         )
-    show_board(options.work_dir, protocol, out=options.out, as_json=options.json)
+    show_board(options.work_dir, protocol, out=options.out, as_json=options.json, full=options.full)
     return 0

@@ -57,6 +57,10 @@ other commands, each with its own --help:
   verify      is a token store whole, and do its images give its tokens?
   validate    a fine-tuned classifier from a file, measured as it is
   report      the board again, from the records alone
+  compare     two rows, as checkpoints and as methods
+  bundle      records and predictions in one file, for others to merge
+  merge       another lab's records and predictions into this work dir
+  patterns    masks and attention masks of every method, drawn on an image
   gallery     image patches that carry a code, from a token store
   explain     every value of a protocol, and who says so
   list        protocols, methods, tokenizers, trunks, evaluations, views

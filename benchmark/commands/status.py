@@ -62,6 +62,9 @@ def run(options: Namespace) -> int:
     for line in lines:
         print(paragraph(line, rest="  "))
     print("\n" + _counts(states, queue))
+    merged = sum(one.is_merged for one in states)
+    if merged:
+        print(f"\nmerged from bundles, not made here: {count(merged, 'cell')}")
     for state, advice in EXPLAINED.items():
         chosen = [one for one in states if one.state == state]
         if not chosen:
@@ -171,6 +174,7 @@ def _as_json(one: CellState) -> dict[str, Any]:
         "evaluation": one.cell.evaluation,
         "state": one.state,
         "reasons": list(one.reasons),
+        "merged": one.is_merged,
         "missing": [{"what": each.what, "remedy": each.remedy} for each in one.missing],
         "step": one.metrics["step"] if one.metrics else None,
         "steps": one.metrics["steps"] if one.metrics else None,

@@ -209,6 +209,11 @@ def campaign(tmp_path: Path) -> Campaign:
 @pytest.fixture
 def two_seeds(campaign: Campaign) -> Campaign:
     """Scratch, MIM on both tokenizers and MaPeT on one, two seeds."""
+    return with_two_seeds(campaign)
+
+
+def with_two_seeds(campaign: Campaign) -> Campaign:
+    """The same for tests that share one campaign."""
     for seed in (0, 1):
         campaign.row("scratch", None, seed=seed, finetune=100 + 4 * seed, probe=60 + 10 * seed)
         campaign.row("mapet", "k-pixel", seed=seed, finetune=130, probe=120)

@@ -150,7 +150,7 @@ def test_what_is_modified_or_of_another_version_says_so_where_it_is_stale(two_se
     assert "is stale: method beit's code has changed since; modified: pretraining.peak_lr=0.1" in told
     assert f"{CAUSE}; not as in the current protocol: evaluation:linear-probe" in told
     # Neither is asked for by the command that makes this protocol's rows again.
-    command = re.search(r"<pre>(.*)</pre>", _page(report))
+    command = re.search(r">(.*)</pre>", _page(report).partition("How to reproduce</h2>")[2])
     assert command is not None
     assert command[1].endswith("--methods scratch mapet mim --tokenizers k-pixel k-feature "
                                "--trunks vit-mini --seeds 0 1")  # fmt: skip
@@ -198,7 +198,7 @@ def test_every_rendering_has_the_section(two_seeds: Any) -> None:
 def test_stale_names_of_someone_elses_records_are_inert(campaign: Any) -> None:
     campaign.row(HOSTILE, "k|pi_x*el", finetune=50, probe=50)
     report = _report(campaign, {f"method:{HOSTILE}": "new"})
-    assert "<script" not in _page(report)
+    assert "<script" not in _page(report).partition("</main>")[0]
     assert "method &lt;script&gt;alert(1)&lt;/script&gt;&#39;s code has changed since" in _page(report)
     markdown = report.paths["board.md"].read_text(encoding="utf-8")
     assert "<script" not in markdown

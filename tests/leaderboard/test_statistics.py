@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from leaderboard.statistics import mean_and_sd, paired_bootstrap_lower_bound
+from leaderboard.statistics import (
+    holm,
+    mean_and_sd,
+    paired_bootstrap_interval,
+    paired_bootstrap_lower_bound,
+)
 
 
 def _outcomes(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +72,23 @@ def test_equal_predictions_have_bound_zero() -> None:
 def test_bound_refuses_what_is_not_a_pair(a: list[bool], b: list[bool], confidence: float) -> None:
     with pytest.raises(ValueError, match=r"paired images|confidence"):
         paired_bootstrap_lower_bound(np.array(a), np.array(b), confidence=confidence)
+
+
+def test_the_interval_holds_the_bound_and_takes_counts_alone() -> None:
+    a, b = _outcomes(500, seed=6)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    low, high = paired_bootstrap_interval(only_a, only_b, 500, confidence=0.98)
+    assert low == pytest.approx(paired_bootstrap_lower_bound(a, b, confidence=0.99))
+    assert high > 100 * (a.mean() - b.mean())
+    with pytest.raises(ValueError, match="no pair"):
+        paired_bootstrap_interval(300, 300, 500)
+
+
+def test_holms_adjustment() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    adjusted = holm([0.01, float("nan"), 0.02])
+    assert adjusted[[0, 2]] == pytest.approx([0.02, 0.02])
+    assert np.isnan(adjusted[1])
+    assert np.isnan(holm([float("nan")])).all()
+    assert holm([]).size == 0

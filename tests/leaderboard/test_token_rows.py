@@ -219,11 +219,11 @@ def test_the_page_says_how_to_run_them_again(two_tokenizers: Any) -> None:
         "python run_benchmark.py --protocol tiny --tokenizers k-pixel k-feature "
         "--evaluations token-mlp token-vit --seeds 0 1"
     )
-    assert f"<pre>{tokens_alone}</pre>" in page, "no row of a method is there to be run again"
+    assert f'<pre class="command">{tokens_alone}</pre>' in page, "no row of a method is there to be run again"
     two_tokenizers.row("mim", "k-pixel", seed=4, finetune=120, probe=100)
     page = report_of(two_tokenizers).paths["index.html"].read_text()
     rows = "python run_benchmark.py --protocol tiny --methods mim --tokenizers k-pixel --trunks vit-mini"
-    assert f"<pre>{rows} --seeds 4\n{tokens_alone}</pre>" in page
+    assert f'<pre class="command">{rows} --seeds 4\n{tokens_alone}</pre>' in page
 
 
 def test_the_part_of_a_store_is_named_where_it_is_not_the_pretraining_images(two_tokenizers: Any) -> None:

@@ -47,7 +47,7 @@ MISTAKES = [
         "    white: {value: true,",
         r"evaluations\.linear-probe\.white: .*did you mean 'whiten'",
     ),
-    ("  seeds: [0]", "  seeds: [0]\n  views: [a]", r":12: defaults\.views: unknown key"),
+    ("  seeds: [0]", "  seeds: [0]\n  tables: [a]", r":12: defaults\.tables: unknown key"),
     ("name: tiny", "name: ../tiny", r":2: name: a name is 1 to 64 lower-case"),
     ("name: tiny", "name: Tiny", r":2: name: a name is 1 to 64 lower-case"),
     ("name: tiny", "name: tokens", r":2: name: 'tokens' is taken"),

@@ -91,10 +91,10 @@ def test_a_new_evaluation_adds_its_cells_and_no_others(written: Written) -> None
     probe = text[text.index("  linear-probe:\n") :]
     probe = probe[: probe.index("\n  ", probe.index("clip_grad_norm")) + 1]
     probe = probe.replace("  linear-probe:", "  second-probe:", 1)
-    in_views = "evaluations: [finetune, linear-probe]"
+    in_views = "trunks: [vit-mini], evaluations: [finetune, linear-probe]"
     path = written(
         "mini",
-        (in_views, in_views.replace("]", ", second-probe]")),
+        (in_views, f"{in_views[:-1]}, second-probe]"),
         ("  token-mlp:\n", f"{probe}  token-mlp:\n"),
     )
     before, after = load_protocol("mini"), load_protocol(str(path))

@@ -1,13 +1,13 @@
-"""A board as text for a terminal, as Markdown, as CSV and as JSON, all from the same frames."""
+"""A board as text for a terminal: plain ASCII, tables side by side as far as the width allows."""
 
 from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
+import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from rich.box import Box
@@ -15,71 +15,56 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leaderboard.captions import (
+    SUMMARY_TITLE,
+    caption,
+    main_rows,
+    other_caption,
+    tables_grid,
+    variants_note,
+)
+from leaderboard.contents import Contents
 from leaderboard.grids import (
     ASCII_PLUS_MINUS,
     MISSING,
+    PLUS_MINUS,
     Column,
     Grid,
-    board_grid,
     cell_name,
     clean,
     cost_grid,
     failure_grid,
     integer,
-    modified_grid,
     percent,
     score_grid,
-    stale_grid,
     stale_reason,
     token_grid,
     tokenizer_grid,
 )
 from leaderboard.lineage import LINEAR_PROBE
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
-from leaderboard.tables import Board, Evaluation, OtherBoard
-from leaderboard.validation_view import CSV_NAME as VALIDATIONS_NAME
+from leaderboard.sections import Block, Section
+from leaderboard.tables import Board, Evaluation
 from leaderboard.validation_view import TITLE as VALIDATION_TITLE
 from leaderboard.validation_view import validation_grid, validation_note
 
 # Under this the numbers of one table no longer fit side by side; a narrower terminal scrolls.
 NARROWEST = 72
-TOKENS_NAME, TOKENIZERS_NAME = "tokens.csv", "tokenizers.csv"
 SCORES_PER_TABLE = 2
 TOKENIZERS_PER_TABLE = 4
+MOST_REDS = 5
+# Columns of text wrap, but not to fewer characters than these.
+_NARROWEST_TEXT = 12
 _RULED = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
 
 
-def caption(board: Board) -> str:
-    """The board's title, and the trunk where all its rows share one."""
-    trunk = shared_trunk(board)
-    return f"{board.title}, {trunk}" if trunk else board.title
-
-
-def shared_trunk(board: Board) -> str:
-    """The trunk of all rows, which then have no column for it; empty if there are several or none."""
-    trunks = set(board.rows["trunk"]) if len(board.rows) else set()
-    return clean(trunks.pop()) if len(trunks) == 1 else ""
-
-
-def other_caption(other: OtherBoard) -> str:
-    """Which protocol versions, and which of their slices are not the current ones."""
-    versions = ", ".join(map(str, other.versions))
-    return f"version {versions}; not as in the current protocol: {', '.join(map(clean, other.differing))}"
-
-
-def other_grids(other: OtherBoard, board: Board) -> list[Grid]:
-    """Its rows of methods and its rows of tokens alone, those that there are."""
-    grids = [board_grid(other.rows, board.evaluations)] if len(other.rows) else []
-    if len(other.token_rows):
-        grids.append(token_grid(other.token_rows, board.token_evaluations))
-    return grids
-
-
-def to_terminal(board: Board, *, width: int) -> str:
-    """The board in plain ASCII, tables side by side as far as `width` characters allow (72 at least).
+def to_terminal(contents: Contents, *, width: int, full: bool = False) -> str:
+    """The board in plain ASCII, as far as `width` characters allow (72 at least).
 
     Names and reasons wrap, numbers never do; rows of scores and of costs stand in separate tables.
+    What the views and the other sections hold is counted, and shown whole if `full`.
     """
+    board = contents.board
     stream = io.StringIO()
     console = Console(
         file=stream,
@@ -90,10 +75,125 @@ def to_terminal(board: Board, *, width: int) -> str:
         markup=False,
     )
     _heading(console, caption(board))
-    if len(board.rows):
-        _by_trunk(console, board.rows, board.evaluations, with_costs=True)
-    for note in board.notes:
+    rows = main_rows(board)
+    if len(rows):
+        _by_trunk(console, rows, board.evaluations, with_costs=True)
+    for note in (*board.notes, *filter(None, [variants_note(board)]), *contents.notes):
         console.print(Text(clean(note)))
+    if contents.tables:
+        _heading(console, SUMMARY_TITLE)
+        _show(console, tables_grid(contents.tables))
+    if full:
+        for section in (*contents.table_sections, *contents.sections):
+            _section(console, section)
+    else:
+        _pointers(console, contents)
+    _apart(console, board)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n"
+
+
+def _pointers(console: Console, contents: Contents) -> None:
+    """What is red is said in any case; where the rest stands is said once."""
+    sections = (*contents.table_sections, *contents.sections)
+    for section in sections:
+        for line in _alarms(section):
+            console.print(Text(f"!! {_ascii(section.title)}: {line}"))
+    if sections:
+        protocol = shlex.quote(contents.protocol.argument)
+        command = f"python run_benchmark.py report --protocol {protocol} --full"
+        named = ", ".join(section.name.replace("-", " ") for section in contents.sections)
+        console.print(
+            Text(f"Whole on the page, in board.md, and with the command below: the tables, {named}.")
+        )
+        _unbroken(console, command)
+
+
+def _alarms(section: Section) -> Iterator[str]:
+    """What is red of a section: every alert, and the places as far as they are few."""
+    yield from map(_ascii, section.alerts)
+    reds = [line for block in section.blocks for line in _reds(block)]
+    yield from reds if len(reds) <= MOST_REDS else [f"{len(reds)} places are marked"]
+
+
+def _reds(block: Block) -> Iterator[str]:
+    """The red places of a block, a line each: where, and what stands there."""
+    columns = block.grid.columns
+    for row, column in sorted(block.red):
+        cells = block.grid.rows[row]
+        names = [cells[0]]
+        for index in range(1, column):
+            if columns[index].is_number:
+                break
+            names.append(cells[index])
+        where = ", ".join(name for name in names if name != MISSING)
+        yield _ascii(f"{where}, {columns[column].name}: {cells[column]}" if column else cells[0])
+
+
+def _section(console: Console, section: Section) -> None:
+    _heading(console, _ascii(section.title))
+    for alert in section.alerts:
+        console.print(Text(f"!! {_ascii(alert)}"))
+    for block in section.blocks:
+        if block.caption and not section.title.endswith(block.caption):
+            console.print(Text(_ascii(block.caption)))
+        for grid in _fitting(_ascii_grid(block.grid), console.width):
+            _show(console, grid)
+        for line in _reds(block):
+            console.print(Text(f"!! {line}"))
+        for note in block.notes:
+            console.print(Text(_ascii(note)))
+    if section.figures:
+        names = ", ".join(f"{figure.name}.svg" for figure in section.figures)
+        _unbroken(console, f"drawn in {names}")
+    for note in section.notes:
+        console.print(Text(_ascii(note)))
+
+
+def _ascii(value: str) -> str:
+    """`value` on one line with what a plain terminal can show; other letters as their escapes."""
+    plain = clean(value).replace(PLUS_MINUS, ASCII_PLUS_MINUS).replace("\N{MINUS SIGN}", "-")
+    return plain.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _ascii_grid(grid: Grid) -> Grid:
+    columns = tuple(Column(_ascii(column.name), column.is_number) for column in grid.columns)
+    return Grid(columns, tuple(tuple(map(_ascii, row)) for row in grid.rows))
+
+
+def _fitting(grid: Grid, width: int) -> list[Grid]:
+    """`grid` as one table or as several below each other, each beginning with the columns that name a row."""
+    leading = next((index for index, one in enumerate(grid.columns) if one.is_number), 1)
+    names = list(range(min(leading, len(grid.columns))))
+    needed = [_least_width(grid, index) for index in range(len(grid.columns))]
+    taken = sum(needed[index] + 1 for index in names)
+    tables: list[list[int]] = [[]]
+    used = taken
+    for index in range(len(names), len(grid.columns)):
+        if tables[-1] and used + needed[index] + 1 > width:
+            tables.append([])
+            used = taken
+        tables[-1].append(index)
+        used += needed[index] + 1
+    return [_chosen(grid, [*names, *part]) for part in tables]
+
+
+def _least_width(grid: Grid, index: int) -> int:
+    """Characters that a column cannot do without: all of a number, a word's worth of a text."""
+    column = grid.columns[index]
+    cells = [column.name, *(row[index] for row in grid.rows)]
+    if column.is_number:
+        return max(map(len, cells))
+    return min(max(map(len, cells)), _NARROWEST_TEXT)
+
+
+def _chosen(grid: Grid, indices: Sequence[int]) -> Grid:
+    columns = tuple(grid.columns[index] for index in indices)
+    return Grid(columns, tuple(tuple(row[index] for index in indices) for row in grid.rows))
+
+
+def _apart(console: Console, board: Board) -> None:
+    """What stands beside the board's rows: tokens, classifiers, stale and failed cells, other versions."""
     if len(board.token_rows):
         _heading(console, TOKEN_TITLE)
         _tokens_alone(console, board.token_rows, board.token_evaluations)
@@ -135,8 +235,6 @@ def to_terminal(board: Board, *, width: int) -> str:
             if modified:
                 _unbroken(console, changed)
             _unbroken(console, log)
-    lines = (line.rstrip() for line in stream.getvalue().splitlines())
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n"
 
 
 def _heading(console: Console, title: str) -> None:
@@ -220,132 +318,3 @@ def _transposed(grid: Grid) -> Grid:
         if index
     )
     return Grid((Column(grid.columns[0].name, False), *names), rows)
-
-
-def to_markdown(board: Board) -> str:
-    """The board as GitHub-flavoured Markdown; text from records cannot act as markup."""
-    parts = [f"# {_escaped(caption(board))}"]
-    if len(board.rows):
-        parts.append(_markdown_table(board_grid(board.rows, board.evaluations)))
-    parts.append("\n".join(f"- {_escaped(clean(note))}" for note in board.notes))
-    if len(board.token_rows):
-        table = _markdown_table(token_grid(board.token_rows, board.token_evaluations))
-        parts += [f"## {TOKEN_TITLE}", table, _escaped(TOKEN_NOTE)]
-    if len(board.validations):
-        table = _markdown_table(validation_grid(board.validations))
-        parts += [f"## {VALIDATION_TITLE}", table, _escaped(validation_note(board.validations))]
-    if len(board.tokenizers):
-        parts += [
-            "## Tokenizers",
-            _markdown_table(tokenizer_grid(board.tokenizers)),
-            _escaped(TOKENIZER_NOTE),
-        ]
-    if len(board.stale):
-        parts += ["## Stale", _escaped(STALE_NOTE), _markdown_table(stale_grid(board.stale))]
-    if len(board.modified):
-        parts += ["## Modified, not comparable", _markdown_table(modified_grid(board.modified))]
-    if board.others:
-        parts.append("## Other protocol versions")
-    for other in board.others:
-        parts.append(_escaped(other_caption(other)))
-        parts += [_markdown_table(grid) for grid in other_grids(other, board)]
-    if len(board.failures):
-        parts += ["## Failed and skipped cells", _markdown_table(failure_grid(board.failures))]
-    parts += ["## Environment", _environment(board)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _environment(board: Board) -> str:
-    """Date, commits, machines and versions behind the records, several where they differ."""
-    made = board.provenance
-    facts = {
-        "newest record": (made.newest,) if made.newest else (),
-        "git commit": made.commits,
-        "device": made.devices,
-        **made.environment,
-    }
-    return "\n".join(
-        f"- {_escaped(clean(name))}: {_escaped('; '.join(clean(value) for value in values))}"
-        for name, values in facts.items()
-        if values
-    )
-
-
-def _markdown_table(grid: Grid) -> str:
-    lines = [
-        [_escaped(column.name) for column in grid.columns],
-        ["--:" if column.is_number else "---" for column in grid.columns],
-        *([_escaped(cell) for cell in row] for row in grid.rows),
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(value: str) -> str:
-    if value == "-":
-        return value
-    value = value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", value)
-
-
-def to_csv(board: Board) -> dict[str, str]:
-    """File name -> text of `board.csv` (a line per row) and `runs.csv` (a line per evaluation cell).
-
-    And, where there are any, `tokenizers.csv` (a line per token store, with its card), `tokens.csv` (a
-    line per tokenizer whose tokens were classified alone) and `published.csv` (a line per classifier that
-    was only measured). Raw numbers, an empty field where one is missing; texts that a spreadsheet would run
-    are quoted.
-    """
-    files = {"board.csv": _csv(board.rows), "runs.csv": _csv(board.runs)}
-    files |= {TOKENIZERS_NAME: _csv(board.tokenizers)} if len(board.tokenizers) else {}
-    files |= {VALIDATIONS_NAME: _csv(board.validations)} if len(board.validations) else {}
-    return files | ({TOKENS_NAME: _csv(board.token_rows)} if len(board.token_rows) else {})
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    if not len(frame.columns):
-        return ""
-    safe = frame.copy()
-    for column in safe.columns:
-        if safe[column].dtype == object:
-            safe[column] = safe[column].map(_inert)
-    return safe.to_csv(index=False, lineterminator="\n")
-
-
-def _inert(value: object) -> object:
-    """A leading apostrophe makes a spreadsheet take the text for text, not for a formula to run."""
-    if not isinstance(value, str):
-        return value
-    # Some spreadsheets skip blanks, tabs and line ends before they look for the sign.
-    return f"'{value}" if value.lstrip().startswith(("=", "+", "-", "@")) else value
-
-
-def to_json(board: Board) -> str:
-    """Rows, runs, tokenizers, stale cells and failures as one JSON object; null where a number is missing."""
-
-    def lines(frame: pd.DataFrame) -> list[dict[str, object]]:
-        plain = frame.astype(object).where(frame.notna(), None)
-        return [
-            {str(name): value for name, value in line.items()} for line in plain.to_dict(orient="records")
-        ]
-
-    content = {
-        "title": board.title,
-        "notes": list(board.notes),
-        "rows": lines(board.rows),
-        "token_rows": lines(board.token_rows),
-        "runs": lines(board.runs),
-        "tokenizers": lines(board.tokenizers),
-        "published_classifiers": lines(board.validations),
-        "stale": lines(board.stale),
-        "other_versions": [
-            {
-                "versions": list(other.versions),
-                "differing_slices": list(other.differing),
-                "rows": lines(other.rows),
-                "token_rows": lines(other.token_rows),
-            }
-            for other in board.others
-        ],
-        "failures": lines(board.failures),
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,213 @@
+"""Takes the cells of a bundle into a work dir: each whole or not at all, none in the place of another."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from benchmark.file_lock import try_lock
+from benchmark.recorded_ids import ids_of_record
+from benchmark.survey import is_locked
+from leaderboard.bundle import MANIFEST, PROTOCOL, Bundle, BundledCell
+from leaderboard.bundle_cells import check_cell, check_parents
+from leaderboard.origins import Origin, record_digest, write_origin
+from leaderboard.record import RECORD_NAME, Record, read_record
+from protocols.errors import HarnessError
+from protocols.files import sync_folder
+
+Result = Literal["merged", "already here", "made here too", "refused"]
+RESULTS: tuple[Result, ...] = ("merged", "already here", "made here too", "refused")
+MOST_ANCESTORS = 16
+STAGING_NAME, LOCK_NAME = ".merging", ".merge-lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one entry of a bundle: a cell, or something that belongs to none.
+
+    merged          it is here now
+    already here    the very record was here
+    made here too   this work dir made the same files itself; its own record stays
+    refused         for `why`
+    """
+
+    entry: str
+    result: Result
+    why: str = ""
+
+
+def merge_bundle(bundle: Bundle, work_dir: Path, *, is_trial: bool = False) -> list[Outcome]:
+    """Merge what is good of `bundle` into WORK_DIR; an outcome for each cell, then one for every other fault.
+
+    With `is_trial` nothing is written. Raises HarnessError while another merge into the same folder goes on.
+    """
+    folder = work_dir / bundle.manifest.protocol.name
+    if is_trial:
+        return _Merge(bundle, folder / "cells", staging=None).run()
+    with _staging(folder) as staging:
+        return _Merge(bundle, folder / "cells", staging=staging).run()
+
+
+class _Merge:
+    def __init__(self, bundle: Bundle, cells: Path, *, staging: Path | None) -> None:
+        self.bundle, self.cells, self.staging = bundle, cells, staging
+        self.entries = {one.cell_id: one for one in bundle.manifest.cells}
+        self.outcomes: dict[str, Outcome] = {}
+        # What stands in the work dir once its turn has come, whoever made it.
+        self.standing: dict[str, Record | None] = {}
+        self.depth = 0
+
+    def run(self) -> list[Outcome]:
+        for cell_id in self.entries:
+            self.stand(cell_id)
+        outcomes = [self.outcomes[cell_id] for cell_id in self.entries]
+        faults = {one.entry: one.why for one in self.bundle.faults if not one.entry.startswith("cells/")}
+        try:
+            self.bundle.protocol_slices()
+        except HarnessError as error:
+            # No cell hangs on it: each record holds its own slices.
+            faults[PROTOCOL] = str(error)
+        return outcomes + [Outcome(entry=entry, result="refused", why=why) for entry, why in faults.items()]
+
+    def stand(self, cell_id: str) -> Record | None:
+        """The record of a cell in the work dir once the bundle's was merged or refused; None without any."""
+        if cell_id in self.standing:
+            return self.standing[cell_id]
+        # Until then, for a cell that is among its own parents.
+        self.standing[cell_id] = None
+        self.depth += 1
+        try:
+            if cell_id not in self.entries:
+                self.standing[cell_id] = self._here(cell_id)
+                return self.standing[cell_id]
+            record, result = self._take(self.entries[cell_id])
+            self.outcomes[cell_id] = Outcome(entry=cell_id, result=result)
+            self.standing[cell_id] = record
+        except HarnessError as error:
+            self.outcomes[cell_id] = Outcome(entry=cell_id, result="refused", why=str(error))
+            self.standing[cell_id] = self._here(cell_id)
+        finally:
+            self.depth -= 1
+        return self.standing[cell_id]
+
+    def _here(self, cell_id: str) -> Record | None:
+        try:
+            return read_record(self.cells / cell_id)
+        except HarnessError:
+            return None
+
+    def _take(self, entry: BundledCell) -> tuple[Record, Result]:
+        """Check a cell and put it into the work dir. HarnessError with the reason if it is refused."""
+        cell_id, read = entry.cell_id, partial(self._read, entry.cell_id)
+        record = check_cell(
+            cell_id,
+            protocol=self.bundle.manifest.protocol.name,
+            names=self.bundle.files(cell_id),
+            read=read,
+            ids_of=ids_of_record,
+        )
+        if record.status != entry.status:
+            raise HarnessError(f"{RECORD_NAME} says {record.status}, {MANIFEST} {entry.status}")
+        if self.depth > MOST_ANCESTORS:
+            raise HarnessError("it is made from more cells, one after the other, than any cell is")
+        check_parents(record, self.stand)
+        folder = self.cells / cell_id
+        if is_locked(folder):
+            raise HarnessError("a process runs this cell here; merge again when it has ended")
+        mine = read_record(folder)
+        if mine is None and folder.exists() and any(folder.iterdir()):
+            raise HarnessError(
+                f"it was begun here and has no record yet; run it to its end, or delete {folder}"
+            )
+        if mine is not None:
+            return self._beside(mine, record, folder, read(RECORD_NAME))
+        if self.staging is not None:
+            self._write(entry, folder, self.staging)
+        return record, "merged"
+
+    def _beside(self, mine: Record, record: Record, folder: Path, content: bytes) -> tuple[Record, Result]:
+        """What stands here already stays; only another result is refused."""
+        own = (folder / RECORD_NAME).read_bytes()
+        if own == content:
+            return mine, "already here"
+        if mine.status == record.status == "done" and _result(mine) == _result(record):
+            return mine, "made here too"
+        digests = [hashlib.sha256(one).hexdigest() for one in (own, content)]
+        raise HarnessError(
+            f"another record of it is here ({mine.status}, SHA-256 {digests[0]}; the bundle's: "
+            f"{record.status}, SHA-256 {digests[1]}), and nothing is overwritten; keep them apart with "
+            f"another --work-dir, or delete {folder}"
+        )
+
+    def _read(self, cell_id: str, name: str) -> bytes:
+        return self.bundle.read(f"cells/{cell_id}/{name}")
+
+    def _write(self, entry: BundledCell, folder: Path, staging: Path) -> None:
+        """The cell's folder appears with all its files at once; writing the last of them syncs it."""
+        made = staging / entry.cell_id
+        made.mkdir()
+        bundle = self.bundle
+        for name in sorted(bundle.files(entry.cell_id)):
+            write_durably(made / name, self._read(entry.cell_id, name))
+        harness = bundle.manifest.harness
+        write_origin(
+            made,
+            Origin(
+                bundle=bundle.name,
+                bundle_sha256=bundle.sha256,
+                harness=harness.version,
+                commit=harness.revision,
+                merged=datetime.now(UTC).isoformat(timespec="seconds"),
+                record_digest=record_digest((made / RECORD_NAME).read_bytes()),
+                passed_through=entry.passed_through,
+            ),
+        )
+        try:
+            # A folder that is not empty is never replaced: a run that began the cell meanwhile keeps it.
+            os.rename(made, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise HarnessError(
+                "a process began this cell here meanwhile; merge again when it has ended"
+            ) from None
+        sync_folder(folder.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file that nobody sees yet: not atomically, but for good."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _result(record: Record) -> object:
+    """What two runs of one command have in common: the files, and what was measured but for rates."""
+    metrics = {name: one for name, one in record.metrics.items() if one.unit != "images/s"}
+    return record.artefacts, metrics, record.data_set, record.parents, record.compliance
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder in which cells are put together, on the file system of the cells and not among them."""
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    staging = folder / STAGING_NAME
+    with (folder / LOCK_NAME).open("a") as lock:
+        if not try_lock(lock):
+            raise HarnessError(f"another merge into {folder} is going on; give the command again after it")
+        shutil.rmtree(staging, ignore_errors=True)  # what a merge that was killed left
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging)

@@ -1,0 +1,120 @@
+"""The names by which rows of a board are given, and the commands that measure them.
+
+A row is METHOD/TOKENIZER/TRUNK, with @NAME=VALUE,... for what a view tries; scratch/TRUNK; or
+tokens/TOKENIZER for tokens alone. The trunk may be left out where the protocol has one.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from leaderboard.lineage import SCRATCH
+from leaderboard.runs import RowKey
+from leaderboard.tables import Board
+from leaderboard.view_layout import lay_out, own_value
+from protocols.errors import HarnessError, nearest, unknown
+from protocols.schema import Protocol
+
+TOKENS = "tokens"
+
+
+def row_name(key: RowKey) -> str:
+    """The name by which a row can be given."""
+    if not key.method:
+        return f"{TOKENS}/{key.tokenizer}"
+    name = "/".join(part for part in (key.method, key.tokenizer, key.trunk) if part)
+    tried = ",".join("=".join(value.rsplit(" ", 1)) for value in key.variant.split(", ") if value)
+    return f"{name}@{tried}" if tried else name
+
+
+def row_key(protocol: Protocol, board: Board, name: str) -> RowKey:
+    """The row called `name`. Raises HarnessError if neither the protocol nor the board has one."""
+    stem, _, tried = name.lower().partition("@")
+    parts = [part for part in stem.split("/") if part]
+    method, rest = (parts[0], parts[1:]) if parts else ("", [])
+    known = {run.key for run in board.cells}
+    if method == TOKENS and len(rest) == 1 and not tried:
+        if rest[0] not in protocol.names("tokenizers"):
+            raise unknown("tokenizer", rest[0], protocol.names("tokenizers"))
+        return RowKey(trunk="", tokenizer=rest[0], method="")
+    names = 1 if method == SCRATCH else 2
+    if len(rest) == names - 1 and len(protocol.trunks) == 1:
+        rest = [*rest, *protocol.trunks]
+    if len(rest) != names:
+        raise HarnessError(
+            f"{name!r} is no row; a row is METHOD/TOKENIZER/TRUNK, {SCRATCH}/TRUNK or {TOKENS}/TOKENIZER; "
+            + nearest(name, _row_names(protocol, board))
+        )
+    # Plug-in methods and tokenizers stand in no protocol, but on its board.
+    for kind, given, others in (
+        ("method", method, {key.method for key in known}),
+        ("tokenizer", rest[0] if names == 2 else "", {key.tokenizer for key in known}),
+        ("trunk", rest[-1], {key.trunk for key in known}),
+    ):
+        names_of_kind = {*protocol.names(f"{kind}s"), *others} - {""}
+        if given and given not in names_of_kind:
+            raise unknown(kind, given, names_of_kind)
+    key = RowKey(trunk=rest[-1], tokenizer=rest[0] if names == 2 else "", method=method)
+    return key if not tried else _variant(key, name, tried, protocol)
+
+
+def _variant(key: RowKey, name: str, tried: str, protocol: Protocol) -> RowKey:
+    """`key` with the values that a view of the protocol tries. Raises HarnessError if none tries them."""
+    wanted = {tuple(part.strip() for part in value.partition("=")[::2]) for value in tried.split(",")}
+    own = {
+        (one, value)
+        for one, value in wanted
+        if str(own_value(protocol, one, method=key.method, trunk=key.trunk)) == value
+    }
+    if wanted == own:
+        return key
+    there: set[str] = set()
+    for _, other in _tried_rows(protocol, key):
+        if _values(other) == {f"{one} {value}" for one, value in wanted - own}:
+            return other
+        there.add(row_name(other))
+    raise HarnessError(f"no view of protocol {protocol.name} tries {name!r}; {nearest(name, there)}")
+
+
+def _tried_rows(protocol: Protocol, key: RowKey) -> Iterator[tuple[str, RowKey]]:
+    """The rows of that method, tokenizer and trunk that views try, each with the view's name."""
+    for view_name, view in protocol.views.items():
+        for row in lay_out(protocol, view).rows if view.cells else ():
+            if row.changes and (row.method, row.tokenizer) == (key.method, key.tokenizer):
+                variant = ", ".join(f"{name} {value}" for name, value in sorted(row.changes))
+                yield view_name, key._replace(variant=variant)
+
+
+def _values(key: RowKey) -> set[str]:
+    return {value for value in key.variant.split(", ") if value}
+
+
+def is_same_row(key: RowKey, other: RowKey) -> bool:
+    """True for one row, in whatever order its tried values are named."""
+    return key._replace(variant="") == other._replace(variant="") and _values(key) == _values(other)
+
+
+def row_command(key: RowKey, protocol: Protocol, *, start: str) -> str:
+    """What measures the row; `start` is the command up to its protocol."""
+    # Studies are run only if their view is named.
+    views = [name for name, other in _tried_rows(protocol, key) if key.variant and is_same_row(key, other)]
+    chosen = {
+        "--views": views[0] if views else "",
+        "--methods": key.method,
+        "--tokenizers": key.tokenizer,
+        "--trunks": key.trunk,
+    }
+    return " ".join([start, *(f"{flag} {shlex.quote(value)}" for flag, value in chosen.items() if value)])
+
+
+def _row_names(protocol: Protocol, board: Board) -> set[str]:
+    names = {row_name(run.key) for run in board.cells}
+    for method in protocol.names("methods"):
+        tokenizers = [""] if method == SCRATCH else protocol.names("tokenizers")
+        names |= {
+            row_name(RowKey(trunk=trunk, tokenizer=tokenizer, method=method))
+            for tokenizer in tokenizers
+            for trunk in protocol.trunks
+        }
+    return names

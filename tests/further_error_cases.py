@@ -1,0 +1,20 @@
+"""Sections of tests/error_cases.py whose cases stand in files of their own, by title."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.bundle_error_cases import BUNDLE_CASES
+from tests.cluster_error_cases import CLASSIFIER_CASES, CLUSTER_CASES
+from tests.compare_error_cases import COMPARE_CASES
+from tests.pack_error_cases import PACK_CASES
+from tests.pattern_error_cases import PATTERN_CASES
+
+FURTHER_CASES: dict[str, tuple[dict[str, Any], ...]] = {
+    "Packed images": PACK_CASES,
+    "Pictures of objectives": PATTERN_CASES,
+    "Clusters": CLUSTER_CASES,
+    "Published classifiers": CLASSIFIER_CASES,
+    "Bundles": BUNDLE_CASES,
+    "Comparing two rows": COMPARE_CASES,
+}
