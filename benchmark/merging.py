@@ -19,7 +19,7 @@ from benchmark.recorded_ids import ids_of_record
 from benchmark.survey import is_locked
 from leaderboard.bundle import MANIFEST, PROTOCOL, Bundle, BundledCell
 from leaderboard.bundle_cells import check_cell, check_parents
-from leaderboard.origins import Origin, record_digest, write_origin
+from leaderboard.origins import ORIGIN_NAME, Origin, record_digest
 from leaderboard.record import RECORD_NAME, Record, read_record
 from protocols.errors import HarnessError
 from protocols.files import sync_folder
@@ -28,6 +28,7 @@ Result = Literal["merged", "already here", "made here too", "refused"]
 RESULTS: tuple[Result, ...] = ("merged", "already here", "made here too", "refused")
 MOST_ANCESTORS = 16
 STAGING_NAME, LOCK_NAME = ".merging", ".merge-lock"
+_NO_FOLDER = "what stands at {} is no folder; move it away, and merge again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,15 @@ class _Merge:
         self.outcomes: dict[str, Outcome] = {}
         # What stands in the work dir once its turn has come, whoever made it.
         self.standing: dict[str, Record | None] = {}
+        # Cells that are put together, parents first.
+        self.staged: dict[str, Record] = {}
         self.depth = 0
 
     def run(self) -> list[Outcome]:
         for cell_id in self.entries:
             self.stand(cell_id)
+        if self.staging is not None and self.staged:
+            self._place(self.staging)
         outcomes = [self.outcomes[cell_id] for cell_id in self.entries]
         faults = {one.entry: one.why for one in self.bundle.faults if not one.entry.startswith("cells/")}
         try:
@@ -102,7 +107,7 @@ class _Merge:
     def _here(self, cell_id: str) -> Record | None:
         try:
             return read_record(self.cells / cell_id)
-        except HarnessError:
+        except (HarnessError, NotADirectoryError):
             return None
 
     def _take(self, entry: BundledCell) -> tuple[Record, Result]:
@@ -121,6 +126,8 @@ class _Merge:
             raise HarnessError("it is made from more cells, one after the other, than any cell is")
         check_parents(record, self.stand)
         folder = self.cells / cell_id
+        if folder.exists() and not folder.is_dir():
+            raise HarnessError(_NO_FOLDER.format(folder))
         if is_locked(folder):
             raise HarnessError("a process runs this cell here; merge again when it has ended")
         mine = read_record(folder)
@@ -131,7 +138,8 @@ class _Merge:
         if mine is not None:
             return self._beside(mine, record, folder, read(RECORD_NAME))
         if self.staging is not None:
-            self._write(entry, folder, self.staging)
+            self._write(entry, self.staging)
+            self.staged[cell_id] = record
         return record, "merged"
 
     def _beside(self, mine: Record, record: Record, folder: Path, content: bytes) -> tuple[Record, Result]:
@@ -151,44 +159,56 @@ class _Merge:
     def _read(self, cell_id: str, name: str) -> bytes:
         return self.bundle.read(f"cells/{cell_id}/{name}")
 
-    def _write(self, entry: BundledCell, folder: Path, staging: Path) -> None:
-        """The cell's folder appears with all its files at once; writing the last of them syncs it."""
+    def _write(self, entry: BundledCell, staging: Path) -> None:
+        """Put the cell's files together, where nobody sees them yet."""
         made = staging / entry.cell_id
         made.mkdir()
         bundle = self.bundle
         for name in sorted(bundle.files(entry.cell_id)):
-            write_durably(made / name, self._read(entry.cell_id, name))
+            write_file(made / name, self._read(entry.cell_id, name))
         harness = bundle.manifest.harness
-        write_origin(
-            made,
-            Origin(
-                bundle=bundle.name,
-                bundle_sha256=bundle.sha256,
-                harness=harness.version,
-                commit=harness.revision,
-                merged=datetime.now(UTC).isoformat(timespec="seconds"),
-                record_digest=record_digest((made / RECORD_NAME).read_bytes()),
-                passed_through=entry.passed_through,
-            ),
+        origin = Origin(
+            bundle=bundle.name,
+            bundle_sha256=bundle.sha256,
+            harness=harness.version,
+            commit=harness.revision,
+            merged=datetime.now(UTC).isoformat(timespec="seconds"),
+            record_digest=record_digest((made / RECORD_NAME).read_bytes()),
+            passed_through=entry.passed_through,
         )
-        try:
-            # A folder that is not empty is never replaced: a run that began the cell meanwhile keeps it.
-            os.rename(made, folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            raise HarnessError(
-                "a process began this cell here meanwhile; merge again when it has ended"
-            ) from None
-        sync_folder(folder.parent)
+        write_file(made / ORIGIN_NAME, origin.text())
+
+    def _place(self, staging: Path) -> None:
+        """Each folder appears with all its files at once, and those of its parents before it."""
+        os.sync()  # once for all: thousands of small files, each made durable by itself, take minutes
+        absent: set[str] = set()
+        for cell_id, record in self.staged.items():
+            lost = sorted(absent.intersection(record.parents))
+            why = f"its parent {lost[0]} is not there, or was refused" if lost else ""
+            why = why or _appear(staging / cell_id, self.cells / cell_id)
+            if why:
+                absent.add(cell_id)
+                self.outcomes[cell_id] = Outcome(entry=cell_id, result="refused", why=why)
+        sync_folder(self.cells)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that nobody sees yet: not atomically, but for good."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _appear(made: Path, folder: Path) -> str:
+    """Rename `made` to `folder`, which is not there, or is empty; why not, if it cannot be, else empty."""
+    try:
+        # A folder that is not empty is never replaced: a run that began the cell meanwhile keeps it.
+        os.rename(made, folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return "a process began this cell here meanwhile; merge again when it has ended"
+        if error.errno == errno.ENOTDIR:
+            return _NO_FOLDER.format(folder)
+        raise
+    return ""
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that nobody sees yet: neither atomically nor for good."""
+    path.write_bytes(content)
 
 
 def _result(record: Record) -> object:
@@ -201,8 +221,10 @@ def _result(record: Record) -> object:
 def _staging(folder: Path) -> Iterator[Path]:
     """A folder in which cells are put together, on the file system of the cells and not among them."""
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    staging = folder / STAGING_NAME
-    with (folder / LOCK_NAME).open("a") as lock:
+    # A link to another disk may stand in the place of the cells' folder.
+    home = (folder / "cells").resolve().parent
+    staging = home / STAGING_NAME
+    with (home / LOCK_NAME).open("a") as lock:
         if not try_lock(lock):
             raise HarnessError(f"another merge into {folder} is going on; give the command again after it")
         shutil.rmtree(staging, ignore_errors=True)  # what a merge that was killed left

@@ -77,7 +77,8 @@ def make_forecast(states: Sequence[CellState], protocol: Protocol, reckoning: Re
             "teraflops_sustained": reckoning.teraflops,
             "gpus": gpus,
             "counted": "training FLOPs, a multiply-add as two, or the measured time of all training steps; "
-            "no data loading, tokenising, evaluated images, communication",
+            "no data loading, tokenising, evaluated images, communication; of knn, which trains nothing, the "
+            "features of all images, labelled and evaluated",
             "measured": None if costs is None else costs.machine.model_dump(mode="json"),
             "unmeasured_cells": sum(
                 recipe_of(cell, protocol) is not None and times[cell.id].images_per_second is None
@@ -155,6 +156,21 @@ def own_values(cell: Cell, alike: Sequence[Cell]) -> str:
     return "".join(
         f" {name}={own[name]}" for name in own if any(other.get(name) != own[name] for other in others)
     )
+
+
+def tried_values(cells: Sequence[Cell]) -> dict[str, str]:
+    """Cell id -> what tells its pre-training from others of the same row, such as " peak_lr=0.002", or ""."""
+    by_id = {cell.id: cell for cell in cells}
+    trained: dict[str, list[Cell]] = {}
+    for cell in by_id.values():
+        if cell.stage == "pretrain":
+            trained.setdefault(cell.row, []).append(cell)
+    found = {}
+    for cell in by_id.values():
+        origin = cell if cell.stage == "pretrain" else by_id.get(next(iter(cell.parents), ""))
+        is_trained = origin is not None and origin.stage == "pretrain"
+        found[cell.id] = own_values(origin, trained[origin.row]) if origin and is_trained else ""
+    return found
 
 
 def _share_left(state: CellState) -> float:

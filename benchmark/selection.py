@@ -44,8 +44,8 @@ def select(
     `evaluations` all means every one of the protocol; without any, its defaults. Without `views` the
     cells come from the protocol's default ones, and from every other that is no study and has an
     evaluation that is asked for and that those lack; from all that are no study if every evaluation is
-    asked for. `views` all takes every view, studies too; none
-    takes every combination of the names instead, whatever the views hold.
+    asked for. `views` all takes every view, studies too; none takes every combination of the names
+    instead, whatever the views hold.
     Raises HarnessError, naming the nearest known one, for a name that the protocol does not define.
     """
     narrowed: set[str] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class CellState:
     `missing` is what the cell itself lacks; a cell that only waits for its parents lacks nothing.
     `metrics` is the newest line of a training that runs or was interrupted.
     `is_merged`: its record came out of a bundle, and of its files the bundled ones alone are here.
-    `lacking` is what a recorded cell would lack if it ran again: files of parents that were merged.
+    `lacking` is what a recorded cell would lack if it ran again: by parent, files of those that were merged.
     """
 
     cell: Cell
@@ -44,7 +44,7 @@ class CellState:
     record: Record | None = None
     metrics: Mapping[str, Any] | None = None
     is_merged: bool = False
-    lacking: tuple[Missing, ...] = ()
+    lacking: Mapping[str, Missing] = field(default_factory=dict)
 
 
 def present_sources() -> dict[str, str]:
@@ -90,7 +90,7 @@ def survey(
         missing = tuple(missing_inputs(cell, protocol, data_root=data_root))
         lacking = _unbundled_files([states[name] for name in cell.parents], work_dir, protocol)
         if record is None or record.status == "skipped":
-            missing += lacking
+            missing += tuple(lacking.values())
         state, reasons = _state(cell, folder, record, damaged, stale, states, missing, sources, merged)
         is_open = state in ("running", "resumable", "stale") and record is None
         states[cell.id] = CellState(
@@ -157,22 +157,42 @@ def missing_artefacts(record: Record, folder: Path) -> list[str]:
     ]
 
 
-def _unbundled_files(parents: Sequence[CellState], work_dir: Path, protocol: Protocol) -> tuple[Missing, ...]:
-    """Files of a cell's parents that no bundle brings: a merged one has its record alone."""
+def made_anew(
+    states: Sequence[CellState], *, redo_failed: bool = False, redo_stale: bool = False
+) -> list[CellState]:
+    """`states` in which a recorded cell that a run makes anew misses what it would lack.
+
+    The run removes its record first, and a merged one could not be made again. Parents that are themselves
+    made anew bring their files; with `redo_stale` what was made from them follows.
+    """
+    new: set[str] = set()
     found = []
+    for one in states:
+        is_asked = (redo_failed and one.state == "failed") or (redo_stale and one.state == "stale")
+        follows = redo_stale and one.state == "done" and not new.isdisjoint(one.cell.parents)
+        if is_asked or follows or one.state in ("to do", "resumable"):
+            new.add(one.cell.id)
+        if one.cell.id in new and one.record is not None:
+            lost = tuple(each for parent, each in one.lacking.items() if parent not in new)
+            one = replace(one, missing=tuple(dict.fromkeys(one.missing + lost)))
+        found.append(one)
+    return found
+
+
+def _unbundled_files(parents: Sequence[CellState], work_dir: Path, protocol: Protocol) -> dict[str, Missing]:
+    """Files of a cell's parents that no bundle brings, by parent: a merged one has its record alone."""
+    found = {}
     for parent in parents:
         folder = cell_folder(work_dir, protocol.name, parent.cell.id)
         lost = missing_artefacts(parent.record, folder) if parent.record and parent.is_merged else []
         if lost and parent.state in ("done", "stale"):
-            found.append(
-                Missing(
-                    f"cell {parent.cell.id} was merged from a bundle, which holds no weights and no tokens: "
-                    f"{', '.join(lost)}",
-                    "put the files there, as its makers have them (under the work dir, or in the cell's "
-                    f"folder), or delete {folder}: then this run makes the cell itself",
-                )
+            found[parent.cell.id] = Missing(
+                f"cell {parent.cell.id} was merged from a bundle, which holds no weights and no tokens: "
+                f"{', '.join(lost)}",
+                "put the files there, as its makers have them (under the work dir, or in the cell's "
+                f"folder), or delete {folder}: then this run makes the cell itself",
             )
-    return tuple(found)
+    return found
 
 
 def begun_with(cell: Cell, sources: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, str]:

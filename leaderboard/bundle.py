@@ -24,7 +24,7 @@ from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from leaderboard.origins import Sha256
+from leaderboard.origins import PassedThrough, Sha256
 from leaderboard.record import Git
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
@@ -55,7 +55,7 @@ class BundledCell(Frozen):
 
     cell_id: Annotated[str, Field(pattern=rf"^{CELL_ID}$")]
     status: Literal["done", "failed"]
-    passed_through: Annotated[tuple[Sha256, ...], Field(strict=False)] = ()
+    passed_through: PassedThrough = ()
 
 
 class BundledProtocol(Frozen):

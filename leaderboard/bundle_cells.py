@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from pydantic import ValidationError
 
 from leaderboard.bundle import MAX_MEMBER_BYTES, METRICS_NAME
+from leaderboard.origins import record_digest
 from leaderboard.predictions import predictions_of
 from leaderboard.record import MAX_RECORD_BYTES, PREDICTIONS_NAME, RECORD_NAME, Record
 from protocols.errors import HarnessError
@@ -54,6 +55,7 @@ def check_cell(
         raise HarnessError(f"{RECORD_NAME}: the cell was skipped, and holds nothing")
     try:
         _check_values(record, ids_of)
+        record_digest(content)  # values of any kind may not be numbers that JSON has
     except HarnessError:
         raise
     except (ValueError, TypeError, RecursionError) as error:

@@ -28,7 +28,7 @@ from leaderboard.bundle import (
     padding,
 )
 from leaderboard.bundle_cells import IdsOf, check_cell, check_parents, names_a_folder
-from leaderboard.origins import read_origin
+from leaderboard.origins import MOST_PASSED, read_origin
 from leaderboard.record import PREDICTIONS_NAME, RECORD_NAME, Record
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file, sync_folder
@@ -145,7 +145,7 @@ def _entry(folder: Path, record: Record) -> BundledCell:
     return BundledCell(
         cell_id=record.cell_id,
         status="done" if record.status == "done" else "failed",
-        passed_through=earlier,
+        passed_through=earlier[-MOST_PASSED:],
     )
 
 

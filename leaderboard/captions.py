@@ -58,8 +58,13 @@ PATTERNS_TITLE = "What each method sees and predicts"
 
 def view_title(name: str, title: str) -> str:
     """A view's title; what stands for a table of the paper says which: `Table 6. Cutting point`."""
+    return f"{view_label(name)}. {clean(title)}" if re.fullmatch(r"table\d+", name) else clean(title)
+
+
+def view_label(name: str) -> str:
+    """A view's or a section's name in running text: `Table 6`, `Equal compute`."""
     number = re.fullmatch(r"table(\d+)", name)
-    return f"Table {number[1]}. {clean(title)}" if number else clean(title)
+    return f"Table {number[1]}" if number else clean(name).replace("-", " ").capitalize()
 
 
 def tables_grid(tables: Sequence[ViewTable]) -> Grid:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from leaderboard.statistics import POWER, RESAMPLES, paired_bootstrap_interval
+from leaderboard.statistics import POWER, paired_bootstrap_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,9 @@ def compare_checkpoints(correct_a: ArrayLike, correct_b: ArrayLike) -> Checkpoin
     return checkpoint_test(int(np.sum(a & ~b)), int(np.sum(b & ~a)), a.size)
 
 
-def checkpoint_test(
-    only_a: int, only_b: int, images: int, *, resamples: int = RESAMPLES, seed: int = 0
-) -> CheckpointTest:
+def checkpoint_test(only_a: int, only_b: int, images: int) -> CheckpointTest:
     """The same from what both tests depend on: how many images each alone had right, of how many."""
-    low, high = paired_bootstrap_interval(only_a, only_b, images, resamples=resamples, seed=seed)
+    low, high = paired_bootstrap_interval(only_a, only_b, images)
     return CheckpointTest(
         images=images,
         only_a=only_a,

@@ -17,6 +17,8 @@ import pandas as pd
 
 from leaderboard.claim_rules import EQUIVALENCE_MARGIN, NEARLY_ALL, RULES, Difference, PlaceKey, Rule
 from leaderboard.comparisons import measured_seeds, seeds_of, shown_p
+from leaderboard.fairness import unlike
+from leaderboard.fairness_profile import ProfileReader
 from leaderboard.grids import MISSING, Column, Grid, clean
 from leaderboard.method_tests import METHOD_ALPHA, Seeds, compare_methods, p_above, p_equivalent
 from leaderboard.paper import Claim, paper
@@ -37,7 +39,8 @@ _Table = dict[PlaceKey, tuple[str, str, Mapping[str, Any]]]
 class Evidence:
     """One difference that a claim asks for: above - below in points, NaN where nothing was measured.
 
-    `p_holm` tests that it is `by`; for an equivalence, that it is outside of the margin.
+    `p_holm` tests that it is `by`; for an equivalence, that it is outside of the margin, or, where it
+    speaks against, that it is within.
     """
 
     claim: str
@@ -103,12 +106,14 @@ def claims_section(
         title="The paper's claims",
         blocks=tuple(blocks),
         notes=(
-            f"Sentences of {paper().source}, judged from the records alone, and about methods alone: "
-            "each difference is Welch's t-test over at least three seeds of each row, adjusted after Holm "
-            "over the differences of its claim. A difference that is not measured, has too few seeds or is "
-            "not told apart is open: it speaks neither for the claim nor against it.",
-            "Supported needs the stated share of all differences that the claim asks for, the open ones "
-            "among them; contradicted says that those against rule that share out.",
+            f"Sentences of {paper().source}, judged from the records alone, and so on the data, trunks and "
+            f"recipes of protocol {protocol.name}; on others a verdict may be another.",
+            "They are judged about methods alone: each difference is Welch's t-test over at least three "
+            "seeds of each row, adjusted after Holm over the differences of its claim. A difference that is "
+            "not measured, has too few seeds, is not told apart or is not proven equal in all else is open: "
+            "it speaks neither for the claim nor against it.",
+            "Supported: the stated share of all differences, open ones included, speaks for the claim. "
+            "Contradicted: so many speak against it that the share cannot be reached.",
         ),
     )
 
@@ -131,8 +136,8 @@ def judge_claims(
         here = places.setdefault(table.name, {})
         for line in table.frame[table.frame["is_ours"].astype(bool)].to_dict(orient="records"):
             key = PlaceKey(*(str(line[name]) for name in PlaceKey._fields))
-            is_out = (table.name, int(line["row"])) in left_out
-            here[key] = (str(line["row_label"]), str(line["column_label"]), line | {"is_left_out": is_out})
+            more = {"table": table.name, "is_left_out": (table.name, int(line["row"])) in left_out}
+            here[key] = (str(line["row_label"]), str(line["column_label"]), line | more)
     return tuple(
         _judged(claim, RULES[claim.id], places, by_cell, protocol)
         for claim in (paper().claims if claims is None else claims)
@@ -172,6 +177,7 @@ def _evidence(
     for key in dict.fromkeys(key for one in asked for key in (one.above, one.below)):
         runs = measured_seeds(places[key][2], by_cell)
         found[key] = seeds_of(runs, key.metric) if runs else None
+    reader = ProfileReader()
     lines: list[Evidence] = []
     tested: list[tuple[int, Seeds, Seeds]] = []
     for one in asked:
@@ -180,7 +186,7 @@ def _evidence(
         says = NOT_TOLD
         if a is None or b is None:
             says = NOT_MEASURED
-        elif first["is_left_out"] or second["is_left_out"]:
+        elif first["is_left_out"] or second["is_left_out"] or _is_unproven(first, second, by_cell, reader):
             says = LEFT_OUT
         elif not (a.are_enough and b.are_enough):
             says = FEW_SEEDS
@@ -206,6 +212,16 @@ def _evidence(
     for place, more in test(lines, tested).items():
         lines[place] = Evidence(**asdict(lines[place]) | more)
     return tuple(lines)
+
+
+def _is_unproven(
+    first: Mapping[str, Any], second: Mapping[str, Any], by_cell: Mapping[str, Run], reader: ProfileReader
+) -> bool:
+    """True for places of two tables that differ in more than is declared: each table is proven alone."""
+    if first["table"] == second["table"]:
+        return False
+    rows = [list(measured_seeds(place, by_cell).values()) for place in (first, second)]
+    return bool(unlike(rows, metric=str(first["metric"]), reader=reader))
 
 
 def _differences(
@@ -292,7 +308,7 @@ def _claim_line(one: JudgedClaim) -> tuple[str, ...]:
 
 def _note(one: JudgedClaim) -> str:
     reason = f" ({one.reason})" if one.reason else ""
-    return f"{one.text}: {one.verdict}{reason}. The rule: {one.rule}."
+    return f"{one.text} ({one.id}): {one.verdict}{reason}. The rule: {one.rule}."
 
 
 def _evidence_block(evidence: Sequence[Evidence]) -> Block:

@@ -12,6 +12,7 @@ from leaderboard.compare_rows import EvaluationComparison, RowComparison
 from leaderboard.comparisons import shown_p
 from leaderboard.grids import EVALUATION_NAMES
 from leaderboard.method_tests import MIN_SEEDS, Seeds
+from leaderboard.statistics import mean_and_sd
 
 _SEED_NAMES = ("seed", "a", "b", "only a", "only b", "a - b", "95 % interval", "p (Holm)")
 
@@ -44,6 +45,9 @@ def _evaluation(one: EvaluationComparison) -> list[str]:
             f"  a - b  {one.difference:+.2f}  (95 % interval {one.low:+.2f} to {one.high:+.2f})",
             f"  p {shown_p(one.p)}, Holm-adjusted {shown_p(one.p_holm)}",
         ]
+    used = min(len(one.seeds_a), len(one.seeds_b))
+    if len(one.seeds_a) != len(one.seeds_b) and used >= MIN_SEEDS:
+        methods.append(f"  a - b is of the first {used} seeds of each: tested are equally many.")
     blocks = [f"{heading}\n{'-' * len(heading)}", "\n".join(methods), f"{one.says}."]
     if one.smallest_of_methods is not None:
         blocks.append(
@@ -90,11 +94,8 @@ def _table(one: EvaluationComparison) -> str:
 
 
 def _mean(seeds: Seeds) -> str:
-    mean = sum(seeds.values) / len(seeds.values)
-    if len(seeds.values) < 2:
-        return f"{mean:.2f}"
-    variance = sum((value - mean) ** 2 for value in seeds.values) / (len(seeds.values) - 1)
-    return f"{mean:.2f} +- {math.sqrt(variance):.2f}"
+    mean, sd = mean_and_sd(seeds.values)
+    return f"{mean:.2f}" if sd is None else f"{mean:.2f} +- {sd:.2f}"
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:

@@ -42,8 +42,6 @@ COMPARISON_COLUMNS = (
     "seeds_or_images",                  # methods: seeds of the row that has fewer; checkpoints: images
     "claim",                            # a sentence where it is told apart; why nothing is said; or empty
 )  # fmt: skip
-# Those of compare have more; a table's many intervals are read to a tenth of their width.
-TABLE_RESAMPLES = 2_000
 # A table of more has no tests of checkpoints: `compare` makes them for any two of its rows.
 MOST_CHECKPOINT_TESTS = 1_000
 TOP1 = "top1_percent"
@@ -260,9 +258,7 @@ def _checkpoint_lines(rows: Sequence[_Row], images: CorrectImages) -> list[dict[
         counts_RR = only_right(correct_RI)
         for i, j in combinations(range(len(read)), 2):
             a, b = read[i][0], read[j][0]
-            test = checkpoint_test(
-                int(counts_RR[i, j]), int(counts_RR[j, i]), correct_RI.shape[1], resamples=TABLE_RESAMPLES
-            )
+            test = checkpoint_test(int(counts_RR[i, j]), int(counts_RR[j, i]), correct_RI.shape[1])
             lines[a, b, seed] = {
                 "row_a": a, "row_b": b, "level": "checkpoints", "seed": seed,
                 "difference": test.difference, "low": test.low, "high": test.high, "p": test.p,

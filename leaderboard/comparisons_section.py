@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
+from leaderboard.captions import view_label, view_title
 from leaderboard.comparisons import (
     MOST_CHECKPOINT_TESTS,
     ColumnSummary,
@@ -30,11 +31,11 @@ NOTES = (
     "of the longer one are used. Points: the difference of their means, in "
     "percentage points; the interval is not adjusted.",
     "Checkpoints: in how many of the seeds that both rows have the first's checkpoint is above (+) and below "
-    "(-) the second's, over the same test images (McNemar's exact test). That says nothing about other "
-    "seeds, and so nothing about methods.",
+    "(-) the second's, over the same test images (McNemar's exact test, of top-1 alone). That says nothing "
+    "about other seeds, and so nothing about methods.",
     "Each level is adjusted after Holm over all tests of its table. Methods are told apart by an adjusted p "
-    "below 0.04 and checkpoints by one below 0.05: either way at most 5 % of tables of equals "
-    "claim anything.",
+    f"below {METHOD_ALPHA:g} and checkpoints by one below {ALPHA:g}. At each level, at most 5 % of tables "
+    "in which all are equal tell any two apart.",
     "Least: the smallest difference, in percentage points, that would be found in 4 of 5 studies at Holm's "
     "strictest step: between methods with these seeds and their spread; between checkpoints with these "
     "images and the share of them on which two checkpoints differ. A smaller one may be there and unseen.",
@@ -91,7 +92,7 @@ def _blocks(comparisons: Comparisons) -> list[Block]:
     blocks = [
         Block(
             name=f"statistics-{comparisons.table}",
-            caption=f"{comparisons.table}: {clean(comparisons.title)}",
+            caption=view_title(comparisons.table, comparisons.title),
             grid=Grid(
                 tuple(Column(name, is_number=place > 0) for place, name in enumerate(_COLUMN_NAMES)),
                 tuple(_column_line(column) for column in columns),
@@ -117,7 +118,7 @@ def _blocks(comparisons: Comparisons) -> list[Block]:
 
 
 def _pairs_caption(table: str, pairs: int) -> str:
-    told = f"{table}: pairs whose methods, or some of whose checkpoints, can be told apart"
+    told = f"{view_label(table)}: pairs whose methods, or some of whose checkpoints, can be told apart"
     return f"{told} (the first {MOST_LINES} of {pairs:,})" if pairs > MOST_LINES else told
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -24,7 +24,7 @@ from leaderboard.grids import (
 )
 from leaderboard.lineage import SCRATCH
 from leaderboard.record import Record
-from leaderboard.row_runs import RowRuns, mean_of
+from leaderboard.row_runs import RowRuns, left_out_note, left_out_rows, mean_of
 from leaderboard.runs import RowKey
 from leaderboard.sections import Block, Figure, Section
 from leaderboard.tables import Board
@@ -40,22 +40,31 @@ ENOUGH_SEEDS = 3
 _TEXTS = {"method", "tokenizer", "trunk", "devices"}
 
 
-def compute_section(board: Board, protocol: Protocol, tables: Sequence[ViewTable]) -> Section | None:
+def compute_section(
+    board: Board,
+    protocol: Protocol,
+    tables: Sequence[ViewTable],
+    *,
+    left_out: Collection[tuple[str, int]] = (),
+) -> Section | None:
     """Costs of every row, accuracy against compute, and the view `equal-compute`; None without a row.
 
-    Of `tables`, that of the view says with which command a place that is missing is filled.
+    Of `tables`, that of the view says with which command a place that is missing is filled. `left_out` are
+    (table, row) of which it is not proven that all else was equal: their costs alone are shown.
     """
     runs = RowRuns.of(board)
     rows = [key for key in runs.rows if key.method and not key.variant]
     if not rows:
         return None
-    figures, notes = _figures(board, runs)
+    apart = {key: name for key, name in left_out_rows(tables, left_out).items() if _is_drawn(key)}
+    compared = RowRuns.of(board, without=apart) if apart else runs
+    figures, notes = _figures(board, compared)
     return Section(
         name=SECTION_NAME,
         title="What it costs",
-        blocks=(_costs(board, runs, rows), *equal_compute_blocks(runs, protocol, tables)),
+        blocks=(_costs(board, runs, rows), *equal_compute_blocks(compared, protocol, tables)),
         figures=figures,
-        notes=notes,
+        notes=(*notes, *left_out_note(apart.values())),
     )
 
 
@@ -206,7 +215,7 @@ def _figures(board: Board, runs: RowRuns) -> tuple[tuple[Figure, ...], tuple[str
     """A figure per default evaluation and trunk, a panel per tokenizer; a note for what was too much."""
     figures: list[Figure] = []
     left_out = 0
-    keys = [key for key in runs.rows if not set(tried_values(key.variant)) - {"epochs"}]
+    keys = [key for key in runs.rows if _is_drawn(key)]
     methods = list(dict.fromkeys(key.method for key in keys if key.method != SCRATCH))
     drawn_ones = {SCRATCH, *methods[:MOST_METHODS]}
     keys = [key for key in keys if key.method in drawn_ones]
@@ -229,6 +238,11 @@ def _figures(board: Board, runs: RowRuns) -> tuple[tuple[Figure, ...], tuple[str
     if len(methods) > MOST_METHODS:
         notes.append(f"Methods beyond the first {MOST_METHODS} are not drawn: {len(methods) - MOST_METHODS}.")
     return tuple(figures), tuple(notes)
+
+
+def _is_drawn(key: RowKey) -> bool:
+    """True of the protocol's own settings, and of those for other epochs."""
+    return not set(tried_values(key.variant)) - {"epochs"}
 
 
 def _panels(keys: Sequence[RowKey], runs: RowRuns, evaluation: str) -> list[ScatterPanel]:

@@ -15,8 +15,9 @@ from leaderboard.compute import compute_section
 from leaderboard.fairness import left_out, prove
 from leaderboard.fairness_section import fairness_section
 from leaderboard.figures import probe_figure, table_figures
+from leaderboard.in_short import Sentence, in_short
 from leaderboard.learning_curves import learning_curve_section
-from leaderboard.origins import origin_notes, origins
+from leaderboard.origins import Origin, origin_notes, origins
 from leaderboard.pattern_sheets import PATTERNS_NAME, PatternSheets, read_patterns
 from leaderboard.predictions import PredictionsLoader
 from leaderboard.recipe_tables import recipe_sections
@@ -35,7 +36,8 @@ class Contents:
 
     `sections` say what follows from them: statistics, claims, fairness, compute and so on.
     `figure` is the SVG of the linear probe of every row of the main table. `notes` are about the records.
-    `gallery` and `patterns` are pictures that commands of their own have drawn before.
+    `gallery` and `patterns` are pictures that commands of their own have drawn before. `merged` says of
+    cells that were not made here, by cell id, where they come from.
     """
 
     protocol: Protocol
@@ -47,6 +49,12 @@ class Contents:
     gallery: Gallery = field(default_factory=Gallery)
     patterns: PatternSheets = field(default_factory=PatternSheets)
     notes: tuple[str, ...] = ()
+    merged: Mapping[str, Origin] = field(default_factory=dict)
+
+    @property
+    def in_short(self) -> tuple[Sentence, ...]:
+        """What all of it comes to."""
+        return in_short(self.tables, self.sections)
 
 
 def collect(
@@ -59,6 +67,7 @@ def collect(
 ) -> Contents:
     """The contents of a board of the records under WORK_DIR/PROTOCOL; of `sources` tells `build_board`."""
     folder = work_dir / protocol.name
+    merged = origins(work_dir, protocol.name)
     tables = view_tables(board, protocol)
     proofs = prove(tables, board)
     apart = left_out(proofs)
@@ -66,8 +75,8 @@ def collect(
         statistics_section(compare_tables(tables, board.cells, predictions, left_out=apart)),
         claims_section(tables, board.cells, protocol, left_out=apart),
         fairness_section(tables, board, proofs=proofs),
-        compute_section(board, protocol, tables),
-        sensitivity_section(board, protocol),
+        compute_section(board, protocol, tables, left_out=apart),
+        sensitivity_section(board, protocol, tables, left_out=apart),
         learning_curve_section(board, folder / "cells"),
     ]
     views = {section.name: section for section in (*views_sections(tables), *recipe_sections(protocol))}
@@ -75,16 +84,18 @@ def collect(
     ordered = [views[name] for name in protocol.views if name in views]
     titled = [replace(one, title=view_title(one.name, one.title)) for one in ordered]
     is_shown = any(len(table.frame) and table.frame["mean"].notna().any() for table in tables)
+    figures = table_figures(tables, protocol, left_out=apart) if is_shown else ()
     return Contents(
         protocol=protocol,
         board=board,
         tables=tables,
-        table_sections=named_apart(with_figures(titled, table_figures(tables, protocol) if is_shown else ())),
+        table_sections=named_apart(with_figures(titled, figures)),
         sections=named_apart(section for section in following if section is not None),
         figure=probe_figure(replace(board, rows=main_rows(board))),
         patterns=read_patterns(folder / "leaderboard" / PATTERNS_NAME, protocol, sources),
         gallery=read_gallery(folder / "leaderboard" / GALLERY_NAME, stores_of(board)),
-        notes=origin_notes(origins(work_dir, protocol.name)),
+        notes=origin_notes(merged),
+        merged=merged,
     )
 
 

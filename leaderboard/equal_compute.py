@@ -23,6 +23,7 @@ from leaderboard.grids import (
     signed,
     text,
 )
+from leaderboard.page_rows import merged
 from leaderboard.row_runs import RowRuns
 from leaderboard.runs import RowKey
 from leaderboard.sections import Block
@@ -126,7 +127,7 @@ def _block(
         for entry in entries
         if not runs.tops(entry.scaled, evaluation) and (place := (*entry.scaled, evaluation)) in commands
     ]
-    notes += [f"Missing; to fill: {command}" for command in dict.fromkeys(missing)]
+    notes += [f"Missing; to fill: {command}" for command in merged(missing)]
     return Block(
         name=f"{VIEW_NAME}-{evaluation}",
         caption=f"Equal epochs beside equal compute: {name}",

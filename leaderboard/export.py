@@ -96,6 +96,7 @@ def to_json(contents: Contents) -> str:
             "version": contents.protocol.version,
             "digest": contents.protocol.digest,
         },
+        "in_short": [sentence.text for sentence in contents.in_short],
         "views": [_view(table) for table in contents.tables],
         "sections": [_section(section) for section in (*contents.table_sections, *contents.sections)],
     }

@@ -7,7 +7,8 @@ look and become files is said in leaderboard/figure_style.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from leaderboard.figure_dots import DotPanel, DotRow, draw_dots, has_cut_interva
 from leaderboard.figure_probe import probe_figure
 from leaderboard.figure_style import ACCENT, INK, MUTED, RULE, drawn, inlined
 from leaderboard.grids import EVALUATION_NAMES, MISSING, clean
+from leaderboard.row_runs import left_out_note
 from leaderboard.sections import Figure
 from leaderboard.statistics import INTERVAL, accuracy_interval
 from leaderboard.tried import reconstruction_ratio
@@ -34,23 +36,36 @@ METRIC_NAMES = {"top1_percent": "top-1", "top5_percent": "top-5"}
 _UNSAID_HEADERS = {"tokenizer", "reconstruction ratio"}
 
 
-def table_figures(tables: Sequence[ViewTable], protocol: Protocol | None = None) -> tuple[Figure, ...]:
+def table_figures(
+    tables: Sequence[ViewTable],
+    protocol: Protocol | None = None,
+    *,
+    left_out: Collection[tuple[str, int]] = (),
+) -> tuple[Figure, ...]:
     """Of each table a figure for every evaluation and metric of which something was measured.
 
     Trunks are panels. With `protocol`, studies are left out (sections of their own show them), and where a
-    table tries several shares of predicted patches a curve over the share follows.
+    table tries several shares of predicted patches a curve over the share follows. What was measured of
+    `left_out`, (table, row) of which it is not proven that all else was equal, is not drawn.
     """
     figures: list[Figure] = []
     for table in tables:
         view = protocol.views.get(table.name) if protocol is not None else None
         if (view is not None and view.is_study) or not len(table.frame):
             continue
-        for (evaluation, metric), sharing in table.frame.groupby(["evaluation", "metric"], sort=False):
+        unlike = table.frame["row"].isin([row for name, row in left_out if name == table.name])
+        # A mark among the others would be read as a comparison.
+        frame = table.frame.assign(
+            mean=table.frame["mean"].mask(unlike), seed_values=table.frame["seed_values"].mask(unlike, "")
+        )
+        words = " ".join(left_out_note(clean(str(label)) for label in table.frame[unlike]["row_label"]))
+        for (evaluation, metric), sharing in frame.groupby(["evaluation", "metric"], sort=False):
             # A row alone is told by the table.
             if sharing["mean"].notna().any() and len(sharing) > 1:
-                figures.append(_dots_figure(table, sharing, str(evaluation), str(metric)))
+                here = [_dots_figure(table, sharing, str(evaluation), str(metric))]
                 if protocol is not None:
-                    figures += _share_figure(table, sharing, protocol, str(evaluation), str(metric))
+                    here += _share_figure(table, sharing, protocol, str(evaluation), str(metric))
+                figures += [replace(one, caption=f"{one.caption} {words}".strip()) for one in here]
     return tuple(figures)
 
 

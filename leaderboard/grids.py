@@ -23,7 +23,18 @@ DISPLAY_NAMES = {
     "cae": "CAE",
     SCRATCH: "scratch",
 }
-EVALUATION_NAMES = {"finetune": "fine-tuning", "linear-probe": "linear probe", "knn": "kNN"}
+EVALUATION_NAMES = {
+    "finetune": "fine-tuning",
+    "linear-probe": "linear probe",
+    "knn": "kNN",
+    "fashion": "Fashion-MNIST",
+    "stanford-cars": "Stanford Cars",
+    "food-101": "Food-101",
+    "fgvc-aircraft": "FGVC-Aircraft",
+    "token-mlp": "tokens MLP",
+    "token-vit": "tokens ViT",
+    "token-vit-t": "tokens ViT-T",
+}
 CARD_METRICS = (
     "codebook_use_percent", "perplexity", "dead_codes", "concentration_percent", "images_per_second",
     "batch_agreement_percent",
@@ -70,8 +81,9 @@ def token_grid(frame: pd.DataFrame, evaluations: Sequence[str], *, plus_minus: s
     """Top-1 and top-5 of classification from tokens alone; `seeds` has one count where all agree."""
     makers: list[_Maker] = [("tokenizer", False, _maker("tokenizer", text))]
     for name in evaluations:
-        makers.append((f"{name} top-1", True, _mean_and_sd(name, plus_minus)))
-        makers.append((f"{name} top-5", True, _mean_and_sd(name, plus_minus, figure="top5")))
+        shown = EVALUATION_NAMES.get(name, name)
+        makers.append((f"{shown} top-1", True, _mean_and_sd(name, plus_minus)))
+        makers.append((f"{shown} top-5", True, _mean_and_sd(name, plus_minus, figure="top5")))
     asked = [Evaluation(name=name, stage=TOKEN_CLASSIFICATION, is_default=True) for name in evaluations]
     makers.append(("seeds", True, _seeds(asked)))
     return _grid(frame, makers)

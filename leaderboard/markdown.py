@@ -27,6 +27,7 @@ from leaderboard.grids import (
     token_grid,
     tokenizer_grid,
 )
+from leaderboard.in_short import TITLE as IN_SHORT_TITLE
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
 from leaderboard.sections import Block, Section
 from leaderboard.tables import Board
@@ -39,6 +40,8 @@ def to_markdown(contents: Contents) -> str:
     board = contents.board
     parts = [f"# {_escaped(caption(board))}"]
     rows = main_rows(board)
+    if contents.in_short:
+        parts += [f"## {IN_SHORT_TITLE}", _bullets([one.text for one in contents.in_short]), "## Leaderboard"]
     if len(rows):
         parts.append(_table(board_grid(rows, board.evaluations)))
     parts.append(_bullets((*board.notes, *filter(None, [variants_note(board)]), *contents.notes)))

@@ -11,13 +11,14 @@ from pydantic import Field, ValidationError
 
 from leaderboard.record import RECORD_NAME
 from protocols.errors import HarnessError
-from protocols.files import write_atomically
 from protocols.frozen import Frozen, digest_of
 
 ORIGIN_NAME = "origin.json"
 MAX_ORIGIN_BYTES = 64 * 1024
 MOST_NAMED = 5
+MOST_PASSED = 100
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+PassedThrough = Annotated[tuple[Sha256, ...], Field(strict=False, max_length=MOST_PASSED)]
 
 
 class Origin(Frozen):
@@ -27,7 +28,8 @@ class Origin(Frozen):
     harness, commit         what wrote the bundle; `+changes` where its files differed from the commit
     merged                  when it was merged here, ISO 8601 UTC
     record_digest           of the record that it speaks of: one that was made here since has no origin
-    passed_through          digests of bundles that the cell had come through before, first to last
+    passed_through          digests of bundles that the cell had come through before, first to last; of very
+                            many the last
     """
 
     bundle: str
@@ -36,7 +38,11 @@ class Origin(Frozen):
     commit: str
     merged: str
     record_digest: Sha256
-    passed_through: Annotated[tuple[Sha256, ...], Field(strict=False)] = ()
+    passed_through: PassedThrough = ()
+
+    def text(self) -> bytes:
+        """What stands in the file."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
 
 
 def record_digest(content: bytes) -> str:
@@ -46,12 +52,6 @@ def record_digest(content: bytes) -> str:
     """
     values = json.loads(content)
     return digest_of({name: value for name, value in values.items() if name != "compliance"})
-
-
-def write_origin(cell_dir: Path, origin: Origin) -> None:
-    """Put `origin` into `cell_dir`, atomically."""
-    text = json.dumps(origin.model_dump(mode="json"), indent=1, sort_keys=True)
-    write_atomically(cell_dir / ORIGIN_NAME, text + "\n")
 
 
 def read_origin(cell_dir: Path) -> Origin | None:

@@ -26,6 +26,7 @@ from leaderboard.captions import (
     shared_trunk,
     tables_grid,
     variants_note,
+    view_label,
 )
 from leaderboard.contents import Contents
 from leaderboard.figure_style import inlined, style_variables
@@ -39,6 +40,7 @@ from leaderboard.grids import (
     token_grid,
     tokenizer_grid,
 )
+from leaderboard.in_short import TITLE as IN_SHORT_TITLE
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
 from leaderboard.page_commands import command
 from leaderboard.page_rows import PageTable, Sources, board_details, order_of, page_table
@@ -61,14 +63,13 @@ class PageSection:
     @property
     def short(self) -> str:
         """Its name in the list of sections."""
-        number = re.fullmatch(r"table(\d+)", self.section.name)
-        return f"Table {number[1]}" if number else self.section.name.replace("-", " ").capitalize()
+        return view_label(self.section.name)
 
 
 def to_html(contents: Contents, *, cells_dir: Path, page_dir: Path | None) -> str:
     """The whole page; from `page_dir` it links to the cells' files in `cells_dir`, from None to none."""
     board, protocol = contents.board, contents.protocol
-    sources = Sources(board, protocol, cells_dir=cells_dir, page_dir=page_dir)
+    sources = Sources(board, protocol, cells_dir=cells_dir, page_dir=page_dir, merged=contents.merged)
     rows = main_rows(board)
     tables = {table.name: page_table(table, sources) for table in contents.tables}
     views = [PageSection(section=one, table=tables.pop(one.name, None)) for one in contents.table_sections]
@@ -85,6 +86,8 @@ def to_html(contents: Contents, *, cells_dir: Path, page_dir: Path | None) -> st
             protocol=protocol,
             board=board,
             trunk=shared_trunk(board),
+            in_short=contents.in_short,
+            in_short_title=IN_SHORT_TITLE,
             table=board_grid(rows, board.evaluations) if len(rows) else None,
             row_details=board_details(board, rows, sources) if len(rows) else [],
             figure=Markup(inlined(contents.figure)) if contents.figure else None,
@@ -142,6 +145,7 @@ def _environment() -> jinja2.Environment:
         "drawing": _drawing,
         "opens": _is_long,
         "folds": _is_too_long,
+        "sentence_and_command": _sentence_and_command,
     }
     return environment
 
@@ -159,6 +163,12 @@ def _is_long(grid: Grid) -> bool:
 def _is_too_long(grid: Grid) -> bool:
     """True of a table that would stand between a reader and what follows: it is shown when it is opened."""
     return len(grid.rows) > 12
+
+
+def _sentence_and_command(note: str) -> tuple[str, str]:
+    """A note, apart from the command that it ends with, which is set so that it can be copied."""
+    found = re.search(r"python run_benchmark\.py .*$", note)
+    return (note[: found.start()].rstrip(), found[0]) if found else (note, "")
 
 
 @cache

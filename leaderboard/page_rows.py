@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,22 @@ class PageTable:
 class Sources:
     """Finds what stands behind a place: the runs by cell id, their files, their configurations.
 
-    `cells` is the folder of the cells as seen from the page, None where the page lies elsewhere.
+    The page links to files in `cells_dir` unless `page_dir` is None: then it lies elsewhere. `merged` are the
+    ids of cells that were not made here.
     """
 
-    def __init__(self, board: Board, protocol: Protocol, *, cells_dir: Path, page_dir: Path | None) -> None:
+    def __init__(
+        self,
+        board: Board,
+        protocol: Protocol,
+        *,
+        cells_dir: Path,
+        page_dir: Path | None,
+        merged: Collection[str] = (),
+    ) -> None:
         self._runs = {run.record.cell_id: run for run in board.cells}
         self._cells_dir = cells_dir
+        self._merged = merged
         self._seen = None if page_dir is None else Path(os.path.relpath(cells_dir, page_dir)).as_posix()
         self.protocol = protocol
         self.configurations = Configurations()
@@ -109,6 +119,10 @@ class Sources:
     def run(self, cell_id: str) -> Run | None:
         """The run of that cell; None if there is no record of it."""
         return self._runs.get(cell_id)
+
+    def is_merged(self, cell_id: str) -> bool:
+        """True if the cell came in a bundle."""
+        return cell_id in self._merged
 
     def measurement(self, run: Run, *, place: str, metric: str = "top1_percent") -> Measurement:
         """The line of one seed."""
@@ -123,7 +137,9 @@ class Sources:
         return Measurement(
             place=place,
             seed=MISSING if run.record.seed is None else str(run.record.seed),
-            value=percent(measured.value if measured else None) + _standing(run),
+            value=percent(measured.value if measured else None)
+            + _standing(run)
+            + (" (merged)" if self.is_merged(run.record.cell_id) else ""),
             links=links,
             configuration=configuration,
         )
@@ -210,7 +226,7 @@ def page_table(table: ViewTable, sources: Sources) -> PageTable:
         rows.append(
             PageRow(
                 headers=tuple(map(clean, headers)),
-                places=tuple(_place(lines.get(column)) for column in range(len(table.columns))),
+                places=tuple(_place(lines.get(column), sources) for column in range(len(table.columns))),
                 detail=_detail(table, number, headers, lines, sources) if is_ours and lines else None,
                 is_ours=is_ours,
             )
@@ -226,7 +242,7 @@ def page_table(table: ViewTable, sources: Sources) -> PageTable:
     )
 
 
-def _place(line: Mapping[str, Any] | None) -> Place:
+def _place(line: Mapping[str, Any] | None, sources: Sources) -> Place:
     if line is None:
         return Place(kind="", measured=MISSING, seeds="", reported="", difference="", verdict="", orders={})
     mean, deviation, verdict = line["mean"], line["sd"], clean(str(line["verdict"] or ""))
@@ -236,10 +252,12 @@ def _place(line: Mapping[str, Any] | None) -> Place:
         shown = ", ".join(value for _, value in _seed_values(line)) or verdict
     orders = {name: line[column] for name, column in _ORDERS.items()}
     seeds = 0 if pd.isna(line["seeds"]) else int(line["seeds"])
+    merged = sum(map(sources.is_merged, _cell_ids(line)))
+    counted = f"{seeds} {'seed' if seeds == 1 else 'seeds'}{f', {merged} merged' if merged else ''}"
     return Place(
         kind=verdict,
         measured=shown,
-        seeds=f"{seeds} {'seed' if seeds == 1 else 'seeds'}" if seeds and not pd.isna(mean) else "",
+        seeds=counted if seeds and not pd.isna(mean) else "",
         reported="" if pd.isna(line["reported"]) else f"{line['reported']:.1f}",
         difference="" if pd.isna(line["difference"]) else signed(line["difference"]),
         verdict=verdict,
@@ -261,7 +279,7 @@ def _detail(
     lacking: dict[str, list[str]] = {}
     for _, line in sorted(lines.items()):
         place = clean(str(line["column_label"]))
-        runs = [sources.run(cell_id) for cell_id in str(line["cell_ids"] or "").split("; ") if cell_id]
+        runs = [sources.run(cell_id) for cell_id in _cell_ids(line)]
         metric = str(line["metric"])
         measurements += [sources.measurement(run, place=place, metric=metric) for run in runs if run]
         if line["verdict"] in ("missing", "stale", "modified"):
@@ -298,6 +316,10 @@ def merged(commands: Iterable[str]) -> tuple[str, ...]:
         shlex.join(part for option, values in group.items() for part in (option, *values) if part)
         for group in groups.values()
     )
+
+
+def _cell_ids(line: Mapping[str, Any]) -> list[str]:
+    return [cell_id for cell_id in str(line["cell_ids"] or "").split("; ") if cell_id]
 
 
 def _seed_values(line: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -150,6 +152,22 @@ def read_record(cell_dir: Path) -> Record | None:
         raise HarnessError(f"{path} is damaged: {where}{first['msg']}; {remedy}") from None
 
 
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """No garbage is collected meanwhile: to look for cycles takes long among the objects of 10,000 records.
+
+    Records hold none, and what a report makes of them is kept to its end anyway.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@without_collecting()
 def read_records(work_dir: Path, protocol: str) -> list[Record]:
     """All records under WORK_DIR/PROTOCOL/cells, by cell id. Raises HarnessError for a damaged one."""
     cells = work_dir / protocol / "cells"
@@ -157,12 +175,5 @@ def read_records(work_dir: Path, protocol: str) -> list[Record]:
         return []
     with os.scandir(cells) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
-    # Records hold no cycles; looking for some among the objects of thousands takes as long as reading them.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        records = [read_record(cells / name) for name in names]
-    finally:
-        if was_enabled:
-            gc.enable()
+    records = [read_record(cells / name) for name in names]
     return [record for record in records if record is not None]

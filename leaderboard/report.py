@@ -15,7 +15,7 @@ from leaderboard.export import drawings, to_csv, to_json, to_latex
 from leaderboard.markdown import to_markdown
 from leaderboard.page import to_html
 from leaderboard.predictions import PredictionsLoader, predictions_loader
-from leaderboard.record import read_records
+from leaderboard.record import read_records, without_collecting
 from leaderboard.settings import Settings
 from leaderboard.tables import METHODS, Board, build_board
 from leaderboard.terminal import to_terminal
@@ -55,6 +55,7 @@ class Report:
         return to_json(self.contents)
 
 
+@without_collecting()
 def write_report(
     work_dir: Path,
     protocol: Protocol,
@@ -122,6 +123,7 @@ def _listed(path: Path) -> dict[str, str]:
     return listing if isinstance(listing, dict) else {}
 
 
+@without_collecting()
 def read_board(
     work_dir: Path,
     protocol: Protocol,

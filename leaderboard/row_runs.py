@@ -5,12 +5,14 @@ Cells that stand on the board alone: what is stale, modified or of another versi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from leaderboard.grids import clean
 from leaderboard.record import Record
 from leaderboard.runs import RowKey
 from leaderboard.tables import Board
+from leaderboard.view_table import ViewTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +25,13 @@ class RowRuns:
     tokenisings: dict[RowKey, dict[str, Record]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, board: Board) -> RowRuns:
-        """Those of `board`, rows in its order."""
+    def of(cls, board: Board, *, without: Collection[RowKey] = ()) -> RowRuns:
+        """Those of `board`, rows in its order; none of the rows `without`."""
         found = cls()
         for run in board.cells:
             if run.standing != "board" or run.is_of_tokens or run.record.status != "done":
+                continue
+            if run.key in without:
                 continue
             found.evaluations.setdefault(run.key, [])
             for record, kept in ((run.pretraining, found.pretrainings), (run.tokenising, found.tokenisings)):
@@ -55,6 +59,30 @@ class RowRuns:
     def flops(self, key: RowKey) -> float | None:
         """Training FLOPs of one pre-training, None if none is done."""
         return mean_of([record.cost.train_flops for record in self.pretrainings.get(key, {}).values()])
+
+
+def left_out_rows(tables: Iterable[ViewTable], left_out: Collection[tuple[str, int]]) -> dict[RowKey, str]:
+    """The rows that are left out of some table, and how a reader knows them.
+
+    `left_out` is what `leaderboard.fairness.left_out` says of the tables.
+    """
+    found: dict[RowKey, str] = {}
+    for table in tables:
+        rows = [row for name, row in left_out if name == table.name]
+        if not rows:
+            continue
+        for place in table.frame[table.frame["row"].isin(rows)].itertuples(index=False):
+            key = RowKey(
+                trunk=place.trunk, tokenizer=place.tokenizer, method=place.method, variant=place.variant
+            )
+            found.setdefault(key, clean(str(place.row_label)))
+    return found
+
+
+def left_out_note(rows: Iterable[str]) -> tuple[str, ...]:
+    """That these are in no comparison; nothing if there are none."""
+    names = list(dict.fromkeys(rows))
+    return (f"Left out, for the reasons that stand under fairness: {'; '.join(names)}.",) if names else ()
 
 
 def mean_of(values: Sequence[float]) -> float | None:

@@ -7,7 +7,7 @@ predicted` is a mask count of one method and a cutting point of another.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -18,11 +18,12 @@ from leaderboard.figure_curves import Curve, CurvePanel, draw_curves
 from leaderboard.figure_style import drawn
 from leaderboard.figures import interval_over_seeds
 from leaderboard.grids import EVALUATION_NAMES, MISSING, Column, Grid, clean, method_name, percent, signed
-from leaderboard.row_runs import RowRuns
+from leaderboard.row_runs import RowRuns, left_out_note, left_out_rows
 from leaderboard.runs import RowKey
 from leaderboard.sections import Block, Figure, Section
 from leaderboard.tables import Board
 from leaderboard.tried import number, patches_of, predicted_of, setting_label, tried_values
+from leaderboard.view_table import ViewTable
 from protocols.schema import Protocol
 
 SECTION_NAME = VIEW_NAME = "sensitivity"
@@ -70,9 +71,19 @@ class Stability:
     pairs: tuple[tuple[str, str], ...]
 
 
-def sensitivity_section(board: Board, protocol: Protocol) -> Section | None:
-    """The study that the protocol's view asks for, as far as it was measured; None before any of it was."""
-    runs = RowRuns.of(board)
+def sensitivity_section(
+    board: Board,
+    protocol: Protocol,
+    tables: Sequence[ViewTable] = (),
+    *,
+    left_out: Collection[tuple[str, int]] = (),
+) -> Section | None:
+    """The study that the protocol's view asks for, as far as it was measured; None before any of it was.
+
+    `left_out` are (table, row) of `tables` of which it is not proven that all else was equal.
+    """
+    apart = left_out_rows([table for table in tables if table.name == VIEW_NAME], left_out)
+    runs = RowRuns.of(board, without=apart)
     studies = [study for study in find_studies(runs, protocol) if set(study.rows) - {OWN}]
     if not studies:
         return None
@@ -88,6 +99,7 @@ def sensitivity_section(board: Board, protocol: Protocol) -> Section | None:
             blocks.append(_pairs_block(study, means, stabilities))
         figures += _figures(study, runs, protocol)
         notes.append(_in_words(study, runs, means, stabilities))
+    notes += left_out_note(apart.values())
     notes.append(
         "Kendall's tau is 1 where the means stand in the order of the protocol's setting and -1 where they "
         "stand in the reverse; a pair changes sides where the sign of its difference does. Both describe "

@@ -15,7 +15,6 @@ from scipy.special import betaincinv
 from leaderboard.exact_bootstrap import bootstrap_quantiles
 
 CONFIDENCE = 0.99
-RESAMPLES = 100_000
 INTERVAL = 0.95
 # Checkpoints are told apart by an adjusted p below; the power that a "smallest difference" is stated for.
 ALPHA = 0.05
@@ -64,8 +63,6 @@ def paired_bootstrap_interval(
     images: int,
     *,
     confidence: float = INTERVAL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """Two-sided percentile interval of accuracy(a) - accuracy(b), in percentage points, as above.
 
@@ -75,15 +72,8 @@ def paired_bootstrap_interval(
     if min(only_a, only_b) < 0 or only_a + only_b > images or not images or not 0 < confidence < 1:
         raise ValueError(f"{only_a} and {only_b} of {images} images at confidence {confidence} are no pair")
     tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled(only_b, only_a, images, resamples, seed), (tail, 1 - tail))
-    return 100.0 * float(low), 100.0 * float(high)
-
-
-def _resampled(worse: int, better: int, images: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """(resamples,) mean differences; images are drawn with replacement."""
-    shares = np.array([worse, images - worse - better, better]) / images
-    counts = np.random.default_rng(seed).multinomial(images, shares, size=resamples)
-    return (counts[:, 2] - counts[:, 0]) / images
+    low, high = bootstrap_quantiles(only_b, only_a, images, [tail, 1 - tail])
+    return 100.0 * float(low) / images, 100.0 * float(high) / images
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

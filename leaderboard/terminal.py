@@ -41,6 +41,7 @@ from leaderboard.grids import (
     token_grid,
     tokenizer_grid,
 )
+from leaderboard.in_short import TITLE as IN_SHORT_TITLE
 from leaderboard.lineage import LINEAR_PROBE
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
 from leaderboard.sections import Block, Section
@@ -83,6 +84,10 @@ def to_terminal(contents: Contents, *, width: int, full: bool = False) -> str:
     if contents.tables:
         _heading(console, SUMMARY_TITLE)
         _show(console, tables_grid(contents.tables))
+    if contents.in_short:
+        _heading(console, IN_SHORT_TITLE)
+        for sentence in contents.in_short:
+            console.print(Text(_ascii(sentence.text)))
     if full:
         for section in (*contents.table_sections, *contents.sections):
             _section(console, section)
@@ -112,7 +117,13 @@ def _pointers(console: Console, contents: Contents) -> None:
 def _alarms(section: Section) -> Iterator[str]:
     """What is red of a section: every alert, and the places as far as they are few."""
     yield from map(_ascii, section.alerts)
-    reds = [line for block in section.blocks for line in _reds(block)]
+    # A view has a block for every column, under whose name the same row may be red again.
+    named = len(section.blocks) > 1
+    reds = [
+        f"{_ascii(block.caption)}: {line}" if named and block.caption else line
+        for block in section.blocks
+        for line in _reds(block)
+    ]
     yield from reds if len(reds) <= MOST_REDS else [f"{len(reds)} places are marked"]
 
 

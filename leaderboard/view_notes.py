@@ -28,7 +28,7 @@ def notes_of(
     compared = measured[measured["reported"].notna()]
     notes = [f"Trunk: {only_trunk}."] if only_trunk else []
     if len(measured):
-        notes.append("Measured: mean +- standard deviation over seeds (how many), in per cent.")
+        notes.append("Measured: mean ± standard deviation over seeds (how many), in per cent.")
     if source:
         notes.append(f"Reported: {source}.")
     notes += [lost] if lost else []

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from leaderboard.grids import ASCII_PLUS_MINUS, MISSING, Column, Grid, percent, signed
+from leaderboard.grids import ASCII_PLUS_MINUS, MISSING, PLUS_MINUS, Column, Grid, percent, signed
 from leaderboard.sections import Block, Section
 from leaderboard.view_table import ViewTable
 
@@ -89,10 +89,10 @@ def _reported(value: float) -> str:
 
 def _blocks(table: ViewTable) -> Iterable[Block]:
     shows: tuple[Show, ...] = SHOWS if has_reported(table) else ("measured",)
-    frames = {show: wide(table, show) for show in shows}
+    frames = {show: wide(table, show, plus_minus=PLUS_MINUS) for show in shows}
     groups = [[index] for index in range(len(table.columns))]
     if len(shows) == 1:
-        groups = _packed(frames["measured"], names=len(table.row_headers))
+        groups = _packed(wide(table, "measured"), names=len(table.row_headers))
     places = _places(table)
     for number, group in enumerate(groups, start=1):
         labels = [table.columns[index] for index in group]

@@ -23,6 +23,7 @@ from tests.error_settings import (
 
 ROOT = Path(__file__).parent.parent
 MOST_LINES = 24
+pytestmark = pytest.mark.usefixtures("boards_without_drawings")
 
 
 @pytest.fixture(scope="module")

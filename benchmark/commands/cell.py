@@ -20,7 +20,7 @@ from benchmark.die_with_parent import die_with_parent
 from benchmark.layout import check_work_dir
 from benchmark.preflight import check_batches, check_inputs, world_size
 from benchmark.runtime import detect_runtime
-from benchmark.survey import present_sources, survey
+from benchmark.survey import made_anew, present_sources, survey
 from protocols.errors import HarnessError, unknown
 
 SUMMARY = "one cell of a plan in this very process: what launchers and clusters start"
@@ -89,7 +89,7 @@ def run(options: Namespace) -> int:
     if state.record is not None and state.state == "stale" and not options.redo_stale:
         raise HarnessError(f"{cell.id} is stale ({'; '.join(state.reasons)}); --redo-stale runs it again")
     check_batches([cell], protocol, runtime)
-    check_inputs([state], protocol)
+    check_inputs(made_anew([state], redo_failed=True, redo_stale=options.redo_stale), protocol)
 
     from benchmark.job import Job
     from benchmark.peers import hosting, launched, leave_together, local_rank

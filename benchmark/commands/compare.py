@@ -22,7 +22,8 @@ follows as @NAME=VALUE.
 examples:
   python run_benchmark.py compare mapet/k-pixel mim/k-pixel --protocol mini
   python run_benchmark.py compare mapet/vq-kd/vit-b \\
-      mapet/vq-kd/vit-b@cutting_point=30 --protocol fair300 --evaluations finetune
+      mapet/vq-kd/vit-b@cutting_point=30 --protocol fair300 \\
+      --evaluations finetune
 """
 
 

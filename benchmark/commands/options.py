@@ -116,8 +116,8 @@ def add_selection(parser: Parser) -> None:
         "--views",
         nargs="+",
         metavar="NAME",
-        help="tables and studies whose cells to take; all: each of them; none: every combination of the names "
-        "above (default: the protocol's, and tables of evaluations that are named)",
+        help="tables and studies whose cells to take; all: each of them; none: every combination of the "
+        "names above (default: the protocol's, and tables of evaluations that are named)",
     )
     parser.add_argument("--seeds", nargs="+", metavar="N", help="seeds (default: the protocol's)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds the data sets")

@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmark.commands.text import count, duration, paragraph, quantity, size, table
 from benchmark.forecast import reported_hours
-from benchmark.plan import STAGES, Cell
-from benchmark.plan_cost import LEFT_TO_RUN, own_values
+from benchmark.plan import STAGES
+from benchmark.plan_cost import LEFT_TO_RUN, tried_values
 from benchmark.step_costs import Machine
 from benchmark.survey import CellState
 from protocols.schema import Protocol
@@ -64,10 +64,7 @@ def cell_lines(states: Sequence[CellState], forecast: dict[str, Any]) -> str:
     """One line for each cell, the longest column last, so that a narrow terminal can wrap it."""
     by_id = {one.cell.id: one.cell for one in states}
     number = {cell_id: str(position) for position, cell_id in enumerate(by_id, start=1)}
-    trained: dict[str, list[Cell]] = {}
-    for cell in by_id.values():
-        if cell.stage == "pretrain":
-            trained.setdefault(cell.row, []).append(cell)
+    tried = tried_values(list(by_id.values()))
     costs = {cell["id"]: cell for cell in forecast["cells"]}
     rows, names = [], []
     for one in states:
@@ -77,7 +74,7 @@ def cell_lines(states: Sequence[CellState], forecast: dict[str, Any]) -> str:
         if cost["gpus"] > 1:
             hours = f"{cost['gpus']} x {duration(cost['gpu_hours'] / cost['gpus'])}"
         rows.append([number[cell.id], one.state, parents, hours])
-        names.append(f"{cell.evaluation or cell.stage} {cell.row}{_variant(cell, by_id, trained)}")
+        names.append(f"{cell.evaluation or cell.stage} {cell.row}{tried[cell.id]}")
     header, rule, *lines = table(
         ["", "state", "after", f"{_device(forecast)} time"], rows, right=(0, 3)
     ).splitlines()
@@ -88,14 +85,6 @@ def cell_lines(states: Sequence[CellState], forecast: dict[str, Any]) -> str:
     ]
     longest = max(len(line) for text in shown for line in text.splitlines())
     return "\n".join([f"{header.ljust(indent)}cell", "-" * longest, *shown])
-
-
-def _variant(cell: Cell, by_id: Mapping[str, Cell], trained: Mapping[str, Sequence[Cell]]) -> str:
-    """What of the method's own tells this cell's pre-training from others of the same row."""
-    origin = cell if cell.stage == "pretrain" else by_id.get(next(iter(cell.parents), ""))
-    if origin is None or origin.stage != "pretrain":
-        return ""
-    return own_values(origin, trained[origin.row])
 
 
 def step_lines(forecast: dict[str, Any]) -> str:
@@ -136,7 +125,8 @@ def model(forecast: dict[str, Any], *, is_rate_given: bool, is_for_gpus: bool) -
 def _whose_rate(forecast: dict[str, Any], *, is_rate_given: bool) -> str:
     """Where the hours come from, and what they leave out."""
     measured, unmeasured = forecast["model"]["measured"], forecast["model"]["unmeasured_cells"]
-    left_out = "data loading, tokenising and the evaluated images are not counted."
+    but = ", but for knn, which passes all images through the trunk" if forecast["stages"]["knn"] else ""
+    left_out = f"data loading, tokenising and the evaluated images are not counted{but}."
     if measured is None:
         rate = (
             "The rate is assumed (--tflops): it stands for bf16 training at about a third of an A100's peak "

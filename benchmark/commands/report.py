@@ -13,9 +13,9 @@ from protocols.errors import HarnessError
 SUMMARY = "the board again, from the records alone"
 DESCRIPTION = """\
 The board again, from the records alone: in the terminal, and as one HTML page,
-Markdown, CSV, LaTeX and pictures under WORK_DIR/PROTOCOL/leaderboard. The terminal
-shows the main table; with --full also every table of the protocol's views, what
-their differences mean, the fairness proof, and what it all cost.
+Markdown, CSV, LaTeX and pictures under WORK_DIR/PROTOCOL/leaderboard. The
+terminal shows the main table; with --full also every table of the protocol's
+views, what their differences mean, the fairness proof, and what it all cost.
 
 examples:
   python run_benchmark.py report --protocol mini

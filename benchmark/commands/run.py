@@ -38,7 +38,7 @@ from benchmark.progress import choose_display
 from benchmark.runtime import Runtime, count_gpus, detect_runtime
 from benchmark.step_costs import DamagedCosts, StepCosts, known_costs
 from benchmark.stopping import Stopped
-from benchmark.survey import CellState, survey
+from benchmark.survey import CellState, made_anew, survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
@@ -114,7 +114,11 @@ def run(options: Namespace) -> int:
     cluster = None if options.cluster is None else load_cluster_file(options.cluster)
     runtime = _runtime(options) if cluster is None else cluster_runtime(options, cluster)
     check_work_dir(options.work_dir)
-    states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
+    states = made_anew(
+        survey(plan, protocol, options.work_dir, data_root=options.data_root),
+        redo_failed=options.redo_failed,
+        redo_stale=options.redo_stale,
+    )
     stale = [one for one in states if one.state == "stale"]
     if cluster is None:
         check_not_queued(options, protocol)

@@ -14,6 +14,7 @@ from benchmark.commands.options import Parser, add_protocol, add_selection, read
 from benchmark.commands.text import count, paragraph, table
 from benchmark.layout import LOG_NAME, cell_folder
 from benchmark.plan import STAGES
+from benchmark.plan_cost import tried_values
 from benchmark.survey import STATES, CellState, State, survey
 from protocols.schema import Protocol
 
@@ -65,6 +66,7 @@ def run(options: Namespace) -> int:
     merged = sum(one.is_merged for one in states)
     if merged:
         print(f"\nmerged from bundles, not made here: {count(merged, 'cell')}")
+    tried = tried_values([one.cell for one in states])
     for state, advice in EXPLAINED.items():
         chosen = [one for one in states if one.state == state]
         if not chosen:
@@ -74,7 +76,7 @@ def run(options: Namespace) -> int:
             print(_blocked(chosen))
             continue
         for one in chosen[:MOST_REASONS]:
-            print(paragraph(_line(one, queue), first="- ", rest="  "))
+            print(paragraph(_line(one, queue, tried[one.cell.id]), first="- ", rest="  "))
             if state == "failed":
                 print(f"  {cell_folder(options.work_dir, protocol.name, one.cell.id) / LOG_NAME}")
         if len(chosen) > MOST_REASONS:
@@ -148,8 +150,8 @@ def _blocked(states: Sequence[CellState]) -> str:
     return "\n".join(lines)
 
 
-def _line(one: CellState, queue: Queue | None) -> str:
-    text = f"{one.cell.evaluation or one.cell.stage} {one.cell.row}"
+def _line(one: CellState, queue: Queue | None, tried: str) -> str:
+    text = f"{one.cell.evaluation or one.cell.stage} {one.cell.row}{tried}"
     if queue is not None and queue.is_active(one.cell.id):
         text += f", job {queue.tasks[one.cell.id].name}"
     if one.metrics:
@@ -172,6 +174,8 @@ def _as_json(one: CellState) -> dict[str, Any]:
         "stage": one.cell.stage,
         "row": one.cell.row,
         "evaluation": one.cell.evaluation,
+        "hyperparameters": dict(one.cell.hyperparameters),
+        "pretraining": dict(one.cell.pretraining),
         "state": one.state,
         "reasons": list(one.reasons),
         "merged": one.is_merged,

@@ -22,7 +22,7 @@ from benchmark.plan import Cell
 from benchmark.preflight import check_inputs, check_parts, world_size
 from benchmark.runtime import Runtime, detect_runtime
 from benchmark.stopping import Stopped
-from benchmark.survey import CellState, present_sources, survey
+from benchmark.survey import CellState, made_anew, present_sources, survey
 from leaderboard.record import Record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
@@ -96,7 +96,8 @@ def run(options: Namespace) -> int:
     )
     check_work_dir(options.work_dir)
     states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
-    check_inputs(states, protocol)
+    redo_failed, redo_stale = options.redo_failed, options.redo_stale
+    check_inputs(made_anew(states, redo_failed=redo_failed, redo_stale=redo_stale), protocol)
     check_parts(protocol)
     stale = {one.cell.id for one in states if one.state == "stale"} if options.redo_stale else set()
     broken = {} if options.fit else _broken(states, options.work_dir)

@@ -14,8 +14,10 @@ from benchmark.runtime import Runtime
 RUNTIME = Runtime(device="cpu", jobs=1, threads=1)
 
 
-def in_processes(target: Callable[..., None], *arguments: Any, processes: int, seconds: float = 120) -> None:
-    """Run `target(rank, port, *arguments)` as every rank at once; each must end with the code 0."""
+def in_processes(
+    target: Callable[..., None], *arguments: Any, processes: int, seconds: float = 240, code: int = 0
+) -> None:
+    """Run `target(rank, port, *arguments)` as every rank at once; each must end with `code`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -28,7 +30,7 @@ def in_processes(target: Callable[..., None], *arguments: Any, processes: int, s
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()
-    assert codes == [0] * processes
+    assert codes == [code] * processes
 
 
 def run_command(rank: int, port: int, processes: int, words: Sequence[str]) -> None:

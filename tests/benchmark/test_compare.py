@@ -87,6 +87,20 @@ def test_fewer_than_three_seeds(campaign: Campaign, capsys: pytest.CaptureFixtur
     assert "Fewer than three seeds: nothing is said about methods." in text
 
 
+def test_unlike_numbers_of_seeds_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The printed means are of all seeds, the difference of the first three: it is not theirs."""
+    made = Campaign(tmp_path)
+    for seed in range(4):
+        made.row("mim", "k-pixel", seed=seed, finetune=100 if seed < 3 else 140, probe=90)
+        if seed < 3:
+            made.row("mapet", "k-pixel", seed=seed, finetune=120, probe=90)
+    assert _compare(made, MAPET, MIM) == 0
+    text = capsys.readouterr().out
+    assert "b  55.00 +- 10.00  (4 seeds: 0, 1, 2, 3)" in text
+    assert "a - b  +10.00" in text
+    assert "a - b is of the first 3 seeds of each" in text
+
+
 def test_scratch_and_the_evaluations_of_one_alone(
     campaign: Campaign, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ from tests.error_settings import TINY, finished_run
 from tokenizers.open_clip_features import OpenClipFeatures
 from tokenizers.weights_files import clip_file
 
+pytestmark = pytest.mark.usefixtures("boards_without_drawings")
 HOUR = 3.6e15  # FLOPs of one hour at one TFLOP/s
 PRETRAINED = [name for name in list_methods() if method_spec(name).pretrains]
 TRUNKS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from benchmark import knn
 from benchmark.batch_checks import image_problems
 from benchmark.classification import backbone_of
+from benchmark.cli import main
 from benchmark.cost import forward_flops
 from benchmark.forecast import cell_time, disk_use
 from benchmark.knn import nearest, unit, vote
@@ -225,6 +227,15 @@ def test_one_process_does_it_whatever_others_take() -> None:
     asked = Runtime(device="cpu", jobs=1, threads=1, gpus_per_cell=4, accumulation=7)
     placed = place(planned(protocol), protocol, asked, costs=None, memory_bytes=None, gpus=4)
     assert (placed.processes, placed.accumulation) == (1, 1)
+
+
+@pytest.mark.parametrize(("view", "is_counted"), [("neighbours", True), ("table1", False)])
+def test_a_plan_says_that_its_evaluated_images_are_counted(
+    view: str, is_counted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--protocol", "mini", "--views", view, "--work-dir", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("not counted, but for knn" in said) == is_counted
 
 
 def test_more_labelled_images_than_there_are_stop_a_run_before_it_starts() -> None:

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from benchmark.cell_command import cell_arguments
-from benchmark.cli import build_parser
+from benchmark.cli import build_parser, main
 from benchmark.commands.deviations import chosen_cells
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
 from leaderboard.record import Record, read_record
 from tests.benchmark.forked_ranks import in_processes, run_command
-from tests.benchmark.test_run import command, run, wait_for
+from tests.benchmark.test_run import command, wait_for
 
 # Long enough to be killed in the middle; the paths that each process drops are drawn by its rank.
-SELECTION = ("--methods", "mapet", "--evaluations", "linear-probe", "--set", "pretraining.epochs=40")
+SELECTION = ("--methods", "mapet", "--evaluations", "linear-probe", "--set", "pretraining.epochs=24")
 TWO = ("--gpus-per-cell", "2", "--checkpoint-seconds", "0", "--quiet")
 
 
@@ -30,8 +30,8 @@ def options_of(work_dir: Path, *arguments: str) -> Namespace:
     return options
 
 
-def the_cell(work_dir: Path, stage: str) -> Cell:
-    (cell,) = [cell for cell in chosen_cells(options_of(work_dir))[2] if cell.stage == stage]
+def the_cell(work_dir: Path, stage: str, *arguments: str) -> Cell:
+    (cell,) = [cell for cell in chosen_cells(options_of(work_dir, *arguments))[2] if cell.stage == stage]
     return cell
 
 
@@ -41,10 +41,11 @@ def record_of(work_dir: Path, cell: Cell) -> Record:
     return record
 
 
-def run_as_two(work_dir: Path, cell: Cell) -> Record:
+def run_as_two(work_dir: Path, cell: Cell, *arguments: str, code: int = 0) -> Record:
     """Run the cell as two processes to its end."""
     runtime = Runtime(device="cpu", jobs=2, threads=1)
-    in_processes(run_command, 2, cell_arguments(options_of(work_dir), cell.id, runtime), processes=2)
+    words = cell_arguments(options_of(work_dir, *arguments), cell.id, runtime)
+    in_processes(run_command, 2, words, processes=2, code=code)
     return record_of(work_dir, cell)
 
 
@@ -70,20 +71,26 @@ def newest_step(work_dir: Path, cell: Cell) -> int:
 def tokenised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work dir in which the tokens are made and nothing is trained."""
     work_dir = tmp_path_factory.mktemp("tokenised")
-    words = [*command(work_dir, "--quiet")[1:2], "tokenize", *command(work_dir)[2:]]
-    done = subprocess.run([command(work_dir)[0], *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(["tokenize", *command(work_dir, "--quiet")[2:]]) == 0
+    return work_dir
+
+
+@pytest.fixture(scope="module")
+def whole(tokenised: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work dir in which two processes have pre-trained, undisturbed."""
+    work_dir = tmp_path_factory.mktemp("whole") / "runs"
+    shutil.copytree(tokenised, work_dir)
+    run_as_two(work_dir, the_cell(work_dir, "pretrain"))
     return work_dir
 
 
 def test_killed_processes_leave_nobody_and_what_goes_on_ends_with_the_same_bits(
-    tokenised: Path, tmp_path: Path
+    tokenised: Path, whole: Path, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for copy in (whole, parts):
-        shutil.copytree(tokenised, copy)
+    parts = tmp_path / "parts"
+    shutil.copytree(tokenised, parts)
     cell = the_cell(whole, "pretrain")
-    undisturbed = run_as_two(whole, cell)
+    undisturbed = record_of(whole, cell)
     assert undisturbed.status == "done"
     assert undisturbed.runtime["processes"] == 2
 
@@ -108,24 +115,20 @@ def test_killed_processes_leave_nobody_and_what_goes_on_ends_with_the_same_bits(
     assert [one.outcome for one in resumed.attempts] == ["interrupted", "interrupted", "done"]
 
 
-def test_every_stage_of_two_processes_is_recorded_once(tokenised: Path, tmp_path: Path) -> None:
-    work_dir = tmp_path / "two"
-    shutil.copytree(tokenised, work_dir)
-    for stage in ("pretrain", "linear-probe"):
-        record = run_as_two(work_dir, the_cell(work_dir, stage))
+def test_every_stage_of_two_processes_is_recorded_once(whole: Path) -> None:
+    pretrained = record_of(whole, the_cell(whole, "pretrain"))
+    probed = run_as_two(whole, the_cell(whole, "linear-probe"))
+    for record in (pretrained, probed):
         assert record.status == "done"
         assert [one.outcome for one in record.attempts] == ["done"]
-    assert record.metrics["top1_percent"].n == 203, "each evaluated image once"
+    assert probed.metrics["top1_percent"].n == 203, "each evaluated image once"
 
 
 def test_what_fails_in_one_process_is_the_record_of_all(tokenised: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "failing"
     shutil.copytree(tokenised, work_dir)
-    done = run(work_dir, *SELECTION, "--gpus-per-cell", "2", "--set", "pretraining.peak_lr=1e30",
-               "pretraining.clip_grad_norm=1e30", "--quiet")  # fmt: skip
-    assert done.returncode == 1
-    (failed,) = [read_record(path) for path in (work_dir / "tiny" / "cells").glob("pretrain-*")]
-    assert failed is not None
+    diverging = ("--set", "pretraining.peak_lr=1e30", "pretraining.clip_grad_norm=1e30")
+    failed = run_as_two(work_dir, the_cell(work_dir, "pretrain", *diverging), *diverging, code=1)
     assert failed.status == "failed"
     assert "TrainingDiverged: the loss is nan" in (failed.error or "")
     assert len(failed.attempts) == 1

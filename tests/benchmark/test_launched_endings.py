@@ -82,6 +82,28 @@ def test_what_was_killed_starts_again_and_what_cannot_start_does_not(
     assert Launched.started == starts
 
 
+def test_what_failed_with_a_record_does_not_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recording(Launched):
+        """Its cell fails by itself, and says so."""
+
+        def __init__(self, words: Sequence[str], **settings: Any) -> None:
+            super().__init__(words)
+            write_cell_record(
+                CELL, TINY, TWO, tmp_path, status="failed", error="its own", peak_memory_bytes=0
+            )
+
+    monkeypatch.setattr(execution, "LaunchedCell", Recording)
+    monkeypatch.setattr(execution, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(Recording, "code", 1, raising=False)
+    monkeypatch.setattr(Recording, "started", 0, raising=False)
+    placement = Placement(of=lambda cell: TWO, words=lambda cell, runtime: [])
+    (record,) = execute([CELL], TINY, RUNTIME, tmp_path, display=Silent(), placement=placement)
+    assert (record.status, record.error) == ("failed", "its own")
+    assert Recording.started == 1
+
+
 def test_each_process_of_a_cell_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --jobs 4 on two GPUs, slots 0 and 2 are the first one's."""
     monkeypatch.setattr(execution, "visible_gpus", lambda: ("a", "b"))

@@ -168,33 +168,62 @@ def bundled_again(lab: Lab) -> Path:
 def test_a_cell_that_a_process_begins_at_the_last_moment_is_its_own(
     lab: Lab, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = os.rename
+    """It is refused with what was made from it; what appears is on the disk before."""
+    rename, happened = os.rename, []
 
     def begun_meanwhile(source: Path, target: Path) -> None:
-        if target.name == lab.id("finetune"):
+        happened.append(target.name)
+        if target.name == lab.id("pretrain"):
             target.mkdir()
             (target / ".lock").touch()
         rename(source, target)
 
     monkeypatch.setattr(merging.os, "rename", begun_meanwhile)
+    monkeypatch.setattr(merging.os, "sync", lambda: happened.append("sync"))
     assert merge(bundled(lab), here) == 1
-    assert "began this cell here meanwhile" in " ".join(capsys.readouterr().err.split())
-    assert not (here / "tiny" / "cells" / lab.id("finetune") / "record.json").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "began this cell here meanwhile" in said
+    assert said.count(f"its parent {lab.id('pretrain')} is not there, or was refused") == 2
+    assert happened.index("sync") == 0
+    cells = here / "tiny" / "cells"
+    assert not (cells / lab.id("pretrain") / "record.json").exists()
+    scratch = {lab.id("finetune", "scratch"), lab.id("linear-probe", "scratch")}
+    assert {one.name for one in cells.iterdir()} == {lab.id("tokenise"), lab.id("pretrain"), *scratch}
     assert not (here / "tiny" / merging.STAGING_NAME).exists()
 
 
-@pytest.mark.parametrize(("cell", "moments"), [("tokenise", 3), ("linear-probe", 4)])
-def test_a_merge_that_is_killed_leaves_whole_cells_or_none(
-    cell: str, moments: int, lab: Lab, here: Path, monkeypatch: pytest.MonkeyPatch
+def test_links_and_files_where_folders_belong(
+    lab: Lab, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed before each file of a cell, and before its folder is renamed; the next merge ends the work."""
+    """The cells' folder may be a link to another disk: there they are put together. No other is followed."""
+    elsewhere, outside = tmp_path / "disk" / "cells", tmp_path / "outside"
+    elsewhere.mkdir(parents=True)
+    outside.mkdir()
+    (here / "tiny").mkdir(parents=True)
+    (here / "tiny" / "cells").symlink_to(elsewhere)
+    (elsewhere / lab.id("finetune")).write_text("a file")
+    (elsewhere / lab.id("linear-probe")).symlink_to(outside)
+    assert merge(bundled(lab), here) == 1
+    said = capsys.readouterr()
+    assert said.err.count("is no folder; move it away") == 2
+    assert "merged               4" in said.out
+    assert (elsewhere.parent / merging.LOCK_NAME).exists()
+    assert list(outside.iterdir()) == []
+    assert (elsewhere / lab.id("finetune")).read_text() == "a file"
+
+
+@pytest.mark.parametrize(("cell", "moments"), [("tokenise", (0, 3)), ("linear-probe", (2, 4))])
+def test_a_merge_that_is_killed_leaves_whole_cells_or_none(
+    cell: str, moments: tuple[int, ...], lab: Lab, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before a file of a cell, and before its folder is renamed; the next merge ends the work."""
     bundle = bundled(lab)
-    write, rename, remove = merging.write_durably, os.rename, shutil.rmtree
+    write, rename, remove = merging.write_file, os.rename, shutil.rmtree
 
     class Killed(BaseException):
         pass
 
-    for stop in range(moments):
+    for stop in moments:
         calls = iter(range(100))
 
         def stopping(folder: str, calls: Iterator[int] = calls, stop: int = stop) -> None:
@@ -204,7 +233,7 @@ def test_a_merge_that_is_killed_leaves_whole_cells_or_none(
         with monkeypatch.context() as patched:
             patched.setattr(
                 merging,
-                "write_durably",
+                "write_file",
                 lambda path, content: (stopping(path.parent.name), write(path, content)),
             )
             patched.setattr(merging.os, "rename", lambda one, two: (stopping(two.name), rename(one, two)))

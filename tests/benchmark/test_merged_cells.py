@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from benchmark.cli import main
 from benchmark.plan import make_plan
 from benchmark.recorded_ids import ids_of_record
 from benchmark.selection import select
-from benchmark.survey import survey
-from leaderboard.origins import origin_notes, origins, read_origin
-from leaderboard.record import DataUse, read_record, write_record
+from benchmark.survey import made_anew, survey
+from leaderboard.origins import MAX_ORIGIN_BYTES, origin_notes, origins, read_origin
+from leaderboard.record import DataUse, MethodUse, read_record, write_record
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from tests.benchmark.made_records import Lab, contents_of, tiny
@@ -67,6 +68,16 @@ def test_origins_say_where_a_cell_comes_from_until_it_is_made_here(
     assert merge(again, tmp_path / "third") == 0
     third = origins(tmp_path / "third", "tiny")[lab.id("finetune")]
     assert third.passed_through == (first.bundle_sha256,)
+
+    last = here / "tiny" / "cells" / lab.id("tokenise")
+    passed = first.model_copy(update={"passed_through": tuple(f"{number:064x}" for number in range(100))})
+    passed = passed.model_copy(update={"record_digest": known[lab.id("tokenise")].record_digest})
+    (last / "origin.json").write_bytes(passed.text())
+    assert len(passed.text()) < MAX_ORIGIN_BYTES / 2
+    words = ["bundle", str(tmp_path / "far.tar"), "--protocol", str(TINY), "--work-dir", str(here)]
+    assert main([*words, "--cells", "tokenise-*"]) == 0
+    (entry,) = contents_of(tmp_path / "far.tar")[0].cells
+    assert entry.passed_through == (*passed.passed_through[1:], first.bundle_sha256)
 
     folder = here / "tiny" / "cells" / lab.id("finetune")
     record = read_record(folder)
@@ -134,6 +145,38 @@ def _pretraining(seed: int) -> str:
     plan = make_plan(protocol, select(protocol, methods=["mim"], evaluations=["finetune"], seeds=[seed]))
     (found,) = [cell.id for cell in plan if cell.stage == "pretrain"]
     return found
+
+
+@pytest.mark.parametrize("flag", ["--redo-stale", "--redo-failed"])
+def test_what_a_merged_cell_was_made_from_is_asked_for_before_its_record_goes(
+    flag: str, lab: Lab, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run removes a record before it makes the cell anew; without its parents' weights it never could."""
+    trained = lab.cell("pretrain")
+    if flag == "--redo-stale":
+        lab.finish(trained, method=MethodUse(name="mim", source_digest="of older code"))
+    else:
+        lab.finish(lab.cell("finetune"), status="failed", error="of a full disk", artefacts={}, metrics={})
+        (lab.folder("finetune") / "predictions.npz").unlink()
+    assert merge(bundled(lab, *(["--failed"] if flag == "--redo-failed" else [])), here) == 0
+    before = snapshot(here)
+    words = ["--protocol", str(TINY), "--work-dir", str(here), "--methods", "mim"]
+    asked = ["--evaluations", "finetune", "--device", "cpu", "--jobs", "1", "--quiet"]
+    capsys.readouterr()
+    assert main([*words, *asked, flag]) == 2
+    lacking = lab.id("tokenise") if flag == "--redo-stale" else trained.id
+    assert f"cell {lacking} was merged from a bundle" in capsys.readouterr().err
+    assert {name: content for name, content in snapshot(here).items() if name in before} == before
+    protocol = tiny()
+    plan = make_plan(protocol, select(protocol, methods=["mim"], evaluations=["finetune"]))
+    chosen = trained if flag == "--redo-stale" else lab.cell("finetune")
+    assert main(["cell", chosen.id, *words, *asked[:-3], "--redo-stale"]) == 2
+    assert (here / "tiny" / "cells" / chosen.id / "record.json").is_file()
+    # A parent that is made anew by the same run brings its files, and what hangs on it follows.
+    found = survey(plan, protocol, here)
+    stale = [replace(one, state="stale") if one.cell.stage == "tokenise" else one for one in found]
+    assert [one.missing for one in made_anew(stale, redo_stale=True)] == [(), (), ()]
+    assert all(one.missing == () for one in made_anew(found))
 
 
 def test_files_that_are_brought_later_are_used(lab: Lab, here: Path) -> None:

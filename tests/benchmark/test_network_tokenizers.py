@@ -26,6 +26,7 @@ VIT: dict[str, Any] = {
     "max_points_per_centroid": 40, "seed": 3, "teacher": TEACHER, "sampled_features": 300,
 }  # fmt: skip
 CLIP = SMALL_CLIP | {"image_size": 128, "sampled_features": 300, "seed": 3}
+pytestmark = pytest.mark.usefixtures("boards_without_drawings")
 
 
 def protocol_with(folder: Path, name: str, values: dict[str, Any]) -> Path:

@@ -20,6 +20,7 @@ from tests.tokenizers.reference_weights import SIZES, build, random_reference
 from tokenizers.store import open_store
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
+pytestmark = pytest.mark.usefixtures("boards_without_drawings")
 
 
 def protocol_with(folder: Path, name: str, weights: str) -> Path:

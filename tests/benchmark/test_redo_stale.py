@@ -15,6 +15,8 @@ from leaderboard.record import Record, read_record
 from protocols import load_protocol
 from tests.error_settings import SMALL, TINY, finished_run
 
+pytestmark = pytest.mark.usefixtures("boards_without_drawings")
+
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}

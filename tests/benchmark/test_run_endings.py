@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -12,33 +14,71 @@ import pytest
 
 from tests.benchmark.test_run import command, records, run, wait_for
 
+pytestmark = pytest.mark.usefixtures("boards_without_drawings")
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_signal_saves_says_how_to_go_on_and_leaves_nobody(tmp_path: Path, number: int, code: int) -> None:
-    long = ["--methods", "mim", "--evaluations", "linear-probe", "--set", "pretraining.epochs=400"]
+
+LONG = ("--methods", "mim", "--evaluations", "linear-probe", "--set", "pretraining.epochs=400")
+
+
+def wait_for_training(work_dir: Path) -> None:
+    wait_for(lambda: bool(list((work_dir / "tiny" / "cells").glob("pretrain-*/metrics.jsonl"))))
+
+
+def check_ending(work_dir: Path, errors: str) -> None:
+    assert "The same command goes on from here" in errors
+    assert "Traceback" not in errors
+    (folder,) = (work_dir / "tiny" / "cells").glob("pretrain-*")
+    assert list(folder.glob("checkpoints/step-*.sha256")), "the step was saved"
+    assert not (folder / "record.json").exists()
+    assert not Path(f"/proc/{training_process(folder)}").exists()
+
+
+def training_process(folder: Path) -> int:
+    start, *_ = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
+    return int(start["pid"])
+
+
+def test_a_terminals_signal_saves_says_how_to_go_on_and_leaves_nobody(tmp_path: Path) -> None:
     harness = subprocess.Popen(
-        command(tmp_path, *long),
+        command(tmp_path, *LONG),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    wait_for(lambda: bool(list((tmp_path / "tiny" / "cells").glob("pretrain-*/metrics.jsonl"))))
+    wait_for_training(tmp_path)
     started = time.monotonic()
-    if number == signal.SIGTERM:
-        harness.send_signal(number)
-    else:
-        os.killpg(harness.pid, number)  # as a terminal does
+    os.killpg(harness.pid, signal.SIGINT)
     _, errors = harness.communicate(timeout=60)
     assert time.monotonic() - started < 15
-    assert harness.returncode == code
-    assert "The same command goes on from here" in errors
-    assert "Traceback" not in errors
-    (folder,) = (tmp_path / "tiny" / "cells").glob("pretrain-*")
-    assert list(folder.glob("checkpoints/step-*.sha256")), "the step was saved"
-    assert not (folder / "record.json").exists()
+    assert harness.returncode == 130
+    check_ending(tmp_path, errors)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_other_signals_do_the_same(tmp_path: Path, number: int, code: int) -> None:
+    """The harness is this process. A terminal that is closed tells the training as well."""
+    sent: list[float] = []
+
+    def send() -> None:
+        wait_for_training(tmp_path)
+        sent.append(time.monotonic())
+        if number == signal.SIGHUP:
+            (folder,) = (tmp_path / "tiny" / "cells").glob("pretrain-*")
+            os.kill(training_process(folder), number)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, lambda *_: None)  # of a harness that does not listen
+    try:
+        sender = threading.Thread(target=send)
+        sender.start()
+        done = run(tmp_path, *LONG)
+        sender.join()
+    finally:
+        signal.signal(number, before)
+    assert time.monotonic() - sent[0] < 15
+    assert done.returncode == code
+    check_ending(tmp_path, done.stderr)
 
 
 def test_a_failed_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:

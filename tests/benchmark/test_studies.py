@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from benchmark.cli import main
 from benchmark.equal_compute import equal_epochs
 from benchmark.plan import Cell, make_plan, mark_modified, select
+from benchmark.plan_cost import tried_values
 from benchmark.record_cell import resolved_values
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.frozen import digest_of
+from tests.benchmark.made_records import Lab
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -47,6 +51,26 @@ def test_the_protocols_own_value_among_those_tried_is_the_protocols_own_cell() -
             assert {method for method, known in rows.items() if any(known)} == {"mapet"}
         else:
             assert all(known.count(True) == 1 for known in rows.values()), study
+
+
+def test_tried_cells_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `plan` and `status`, evaluations as well as pre-trainings; a row that is alone needs no values."""
+    cells = plan("table6", "sensitivity", "equal-compute")
+    tried = tried_values(cells)
+    names = [f"{cell.evaluation or cell.stage} {cell.row}{tried[cell.id]}" for cell in cells]
+    assert len(set(names)) == len(names)
+    assert set(tried_values(plan("table1")).values()) == {""}
+    lab = Lab(tmp_path, methods=[], protocol=load_protocol("mini"))
+    for cell in plan("sensitivity", methods=["mim"]):
+        changes = {"artefacts": {}, "metrics": {}, "error": "the loss is nan"}
+        lab.finish(cell, **({"status": "failed", **changes} if dict(cell.pretraining) else {}))
+    words = ["status", "--protocol", "mini", "--views", "sensitivity", "--work-dir", str(tmp_path)]
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f" peak_lr={rate}: the loss is nan" in shown for rate in (2e-3, 8e-3))
+    assert main([*words, "--json"]) == 0
+    failed = [one for one in json.loads(capsys.readouterr().out)["cells"] if one["state"] == "failed"]
+    assert [one["pretraining"] for one in failed] == [{"peak_lr": 2e-3}, {"peak_lr": 8e-3}]
 
 
 def test_no_study_is_modified_and_what_no_view_tries_is() -> None:

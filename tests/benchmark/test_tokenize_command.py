@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmark.cli import main
+from tests.benchmark.forked_ranks import in_processes, run_command
 from tests.benchmark.imagenet_folder import COUNT, imagenet_protocol, make_imagenet
 from tests.benchmark.test_tokenise_shards import K_PIXEL, damage_keeping_sizes, stored
 from tokenizers.store import open_store
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -94,31 +90,16 @@ def test_damaged_images_end_it_with_code_1_and_their_names(
     assert stored(root, "damaged") == stored(root)
 
 
+def tokenize_as_one_of_two(rank: int, port: int, root: Path) -> None:
+    """What a launcher starts; standard output goes to a file."""
+    with (root / f"{rank}.out").open("w") as out, contextlib.redirect_stdout(out):
+        run_command(rank, port, 2, tokenize(root, "two", "--device", "cpu"))
+
+
 def test_two_processes_under_a_launcher_make_the_same_bytes(root: Path, store: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "run_benchmark.py", *tokenize(root, "two", "--device", "cpu")],
-            cwd=ROOT,
-            env={**os.environ, **launched, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ended = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0], ended
-    assert "perplexity" in ended[0][0]
-    assert ended[1][0] == ""
+    in_processes(tokenize_as_one_of_two, root, processes=2)
+    assert "perplexity" in (root / "0.out").read_text()
+    assert (root / "1.out").read_text() == ""
     assert stored(root, "two") == stored(root)
     (record,) = (root / "two" / "mine" / "cells").glob("*/record.json")
     assert json.loads(record.read_text())["runtime"]["processes"] == 2

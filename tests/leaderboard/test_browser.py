@@ -42,7 +42,8 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The page, opened; whatever it says or asks for fails the test that opened it."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page = context.new_page()
-    page.set_default_timeout(5000)
+    # Long enough for a machine whose cores are all busy.
+    page.set_default_timeout(60_000)
     heard: list[str] = []
     page.on("console", lambda message: heard.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: heard.append(f"error: {error}"))

@@ -50,6 +50,11 @@ def test_a_manifest_of_another_format_or_with_a_strange_path_is_refused(whole: P
     forge(tmp_path / "newer.tar", manifest, files, format_version=2)
     with pytest.raises(HarnessError, match="of a newer harness: format_version"):
         outcomes(tmp_path / "newer.tar")
+    # An origin of any length would be too long to be read again, and stop every board.
+    far = tuple(one.model_copy(update={"passed_through": ("a" * 64,) * 101}) for one in manifest.cells)
+    forge(tmp_path / "far.tar", manifest, files, cells=far)
+    with pytest.raises(HarnessError, match="passed_through: Tuple should have at most 100 items"):
+        outcomes(tmp_path / "far.tar")
     forge(tmp_path / "fewer.tar", manifest, files, cells=manifest.cells[1:])
     with pytest.raises(HarnessError, match="of no cell"):
         outcomes(tmp_path / "fewer.tar")
@@ -95,6 +100,7 @@ def test_forged_records_are_refused_though_every_digest_of_the_manifest_agrees(
         ({"status": "great"}, "status"),
         ({"status": "failed"}, "says failed"),
         ({"surprise": 1}, "surprise"),
+        ({"runtime": {"precision": float("nan")}}, "values that no protocol can hold"),
         ({"schema_version": 2}, "schema_version"),
     ]
     for changes, why in forgeries:

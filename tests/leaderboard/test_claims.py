@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -204,6 +205,24 @@ def test_rows_that_are_not_proven_alike_speak_for_nothing() -> None:
     assert judged["pim-over-mim"].verdict == "supported"
 
 
+def test_rows_of_two_tables_are_proven_alike_with_each_other() -> None:
+    """BEiT and MIM share no table, and each table's proof holds its own rows against one another alone."""
+    tables, runs = _tables(_as_claimed)
+    other = runs[0].record.data_set.model_copy(update={"digest": "other images"})
+    changed = [
+        replace(run, record=run.record.model_copy(update={"data_set": other}))
+        if run.key in [("vit-t", "vq-kd", name, "") for name in ("mim", "pim", "mapet")]
+        else run
+        for run in runs
+    ]
+    judged = {one.id: one for one in judge_claims(tables, changed, FAIR300)}
+    unproven = [one for one in judged["beit-over-mim"].evidence if "not proven" in one.says]
+    assert {(one.above, one.below) for one in unproven} == {("BEiT, vq-kd", "MIM, vq-kd")}
+    assert [one.column_label for one in unproven] == [column.label for column in BOTH[:2]]
+    # Those of one table are judged by that table's proof.
+    assert judged["pim-over-mim"].verdict == "supported"
+
+
 def test_claims_about_other_tokens_are_not_of_minis_protocol() -> None:
     mini = _judge(_as_claimed, protocol="mini")
     for name in ("mapet-best-kclip", "mapet-equal-vqkd", "kclip-small-models", "tokens-semantic"):
@@ -224,11 +243,14 @@ def test_the_section_states_rules_verdicts_and_numbers() -> None:
     tables, runs = _tables(_as_claimed)
     section = claims_section(tables, runs, FAIR300)
     assert section is not None
+    # A verdict is one of this protocol's data, not of the paper's.
+    assert "protocol fair300" in section.notes[0]
     claims, evidence = section.blocks
     assert [row[0] for row in claims.grid.rows] == [claim.text for claim in paper().claims]
     assert {row[1] for row in claims.grid.rows} == {"supported"}
     for note, claim in zip(claims.notes, paper().claims, strict=True):
-        assert claim.text in note
+        # The evidence names claims by their ids.
+        assert f"{claim.text} ({claim.id})" in note
         assert RULES[claim.id].words in note
     assert len(evidence.grid.rows) == int(claims.frame["asked"].sum())
     empty = made_table("table1", [], rows=[("mim", "vq-kd", "")], columns=BOTH)

@@ -182,3 +182,34 @@ class TestEqualCompute:
         study.protocol = study.protocol.model_copy(update={"views": {}})
         study.study_row("mapet", finetune=100)
         assert [one.name for one in section_of(study, monkeypatch).blocks] == ["compute"]
+
+
+def test_a_row_that_is_left_out_has_its_costs_and_no_place_among_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        "leaderboard.compute._figure", lambda panels, *_, **__: drawn.append(_methods_in(panels))
+    )
+    board, protocol = studied()
+    tables = view_tables(board, protocol)
+    apart = [
+        (table.name, int(place["row"]))
+        for table in tables
+        if table.name in ("table1", "equal-compute")
+        for place in table.frame.to_dict("records")
+        if (place["method"], place["variant"]) == ("pim", "" if table.name == "table1" else "epochs 8")
+    ]
+    section = compute_section(board, protocol, tables, left_out=apart)
+    assert section is not None
+    assert drawn == ["mim, mim, mapet"] * 2
+    assert "pim" in set(block(section, "compute").frame["method"])
+    frame = block(section, "equal-compute-linear-probe").frame
+    assert line(frame, method="pim")[["top1_percent", "scaled_top1_percent"]].isna().all()
+    assert line(frame, method="mim")[["top1_percent", "scaled_top1_percent"]].notna().all()
+    (note,) = section.notes
+    assert note.startswith("Left out, for the reasons that stand under fairness: PIM")
+
+
+def _methods_in(panels: list[Any]) -> str:
+    return ", ".join(spot.method for panel in panels for spot in panel.spots)

@@ -120,6 +120,17 @@ class TestRows:
         assert len(panels[0].rows) == 3
         assert "2 more rows stand in the table alone." in figure.caption
 
+    def test_a_row_that_is_left_out_has_no_mark_but_what_is_reported(self, panels: list[DotPanel]) -> None:
+        odd = place(1, mean=5.0, seed_values="0: 4.0; 1: 6.0", reported=80.0, row_label="PIM, k")
+        shown = table([place(0), odd, place(2)], [("MIM", "k"), ("PIM", "k"), ("CAE", "k")])
+        (figure,) = table_figures([shown], left_out={("table1", 1), ("table2", 0)})
+        assert [(row.mean, row.seeds, row.reported) for row in panels[0].rows] == [
+            (75.0, (), None), (None, (), 80.0), (75.0, (), None),
+        ]  # fmt: skip
+        assert "for the reasons that stand under fairness: PIM, k." in figure.caption
+        assert "MIM 75.00" in figure.alt
+        assert "PIM" not in figure.alt
+
     def test_a_caption_speaks_of_the_marks_that_are_there(self, panels: list[DotPanel]) -> None:
         one = {"sd": np.nan, "standard_error": np.nan, "seeds": 1, "seed_values": "0: 75.0"}
         alone, seeds, cut = (

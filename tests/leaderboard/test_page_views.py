@@ -18,6 +18,7 @@ from leaderboard.contents import Contents, named_apart
 from leaderboard.export import drawings, to_csv, to_json
 from leaderboard.grids import Column, Grid
 from leaderboard.markdown import to_markdown
+from leaderboard.origins import Origin
 from leaderboard.page import to_html
 from leaderboard.page_rows import merged, order_of
 from leaderboard.pattern_sheets import PatternFacts, PatternSheet, PatternSheets
@@ -108,7 +109,7 @@ def test_terminal_counts_and_shows_in_full(contents: Contents) -> None:
 
 def test_markdown_has_it_and_is_inert(contents: Contents) -> None:
     text = to_markdown(contents)
-    assert "| mim | k-feature | 70.00 +- 0.00 (2) | 69.0 | +1.00 | **off** |" in text
+    assert "| mim | k-feature | 70.00 ± 0.00 (2) | 69.0 | +1.00 | **off** |" in text
     assert "**&lt;script&gt;alert(1)&lt;/script&gt; is left out.**" in text
     assert "<script" not in text
 
@@ -157,6 +158,50 @@ def test_long_tables_open_and_alarming_ones_stand_open(contents: Contents) -> No
     assert page.partition('id="block-calm"')[0].rpartition("<summary>")[2].startswith("13 rows")
     assert "<summary>" not in calm
     assert '<strong class="red">value 0</strong>' in alarming
+
+
+def test_commands_in_notes_can_be_copied_and_many_notes_are_folded(contents: Contents) -> None:
+    def page_with(notes: tuple[str, ...]) -> str:
+        shown = replace(contents, sections=(Section(name="told", title="Told", notes=notes),))
+        return to_html(shown, cells_dir=Path("cells"), page_dir=None).partition('id="told"')[2]
+
+    few = page_with((f"1 of 2 places is missing; filled by: {FILL} && {FILL}", "No command."))
+    command = f'<pre class="command">{FILL} &amp;&amp; {FILL}</pre>'
+    assert f"<li>1 of 2 places is missing; filled by:{command}</li>" in few
+    assert "<li>No command.</li>" in few
+    assert "<summary>" not in few.partition("</section>")[0]
+    many = page_with(tuple(f"Note {number}." for number in range(11))).partition("</section>")[0]
+    assert "<summary>11 notes</summary>" in many
+    assert "<li>Note 10.</li>" in many
+
+
+def test_numbers_that_were_not_made_here_say_so(contents: Contents) -> None:
+    origin = Origin(
+        bundle="theirs.tar", bundle_sha256="0" * 64, harness="1", commit="abc", merged="2026-01-01T00:00:00Z",
+        record_digest="1" * 64,
+    )  # fmt: skip
+    mixed = replace(contents, merged={"mim-k-pixel-1-finetune": origin})
+    page = to_html(mixed, cells_dir=Path("cells"), page_dir=None)
+    assert _row(page, "mim", "k-pixel").endswith("62.50 ± 0.00 (2 seeds, 1 merged) 62.6 -0.10 reproduced")
+    assert "merged" not in _row(page, "mapet", "k-pixel")
+    detail = page.partition('id="table1-row-1"')[2].partition("</details>")[0]
+    lines = re.findall(r'<td class="n">(\d)</td><td class="n">([\d.]+(?: \(merged\))?)</td>', detail)
+    assert lines == [("0", "60.00"), ("1", "65.00 (merged)")]
+
+
+def test_the_terminal_says_in_which_column_a_row_is_red(contents: Contents) -> None:
+    grid = Grid((Column("method", False), Column("tokenizer", False), Column("verdict", False)),
+                (("mim", "k-pixel", "off"),))  # fmt: skip
+    blocks = tuple(
+        Block(name=name, caption=name, grid=grid, frame=pd.DataFrame(), red=frozenset({(0, 2)}))
+        for name in ("fine-tuning", "kNN ± x")
+    )
+    two, one = (Section(name="table9", title="Nine", blocks=blocks[:count]) for count in (2, 1))
+    text = to_terminal(replace(contents, sections=(two,)), width=80)
+    assert "!! Nine: fine-tuning: mim, k-pixel, verdict: off\n" in text
+    assert "!! Nine: kNN +- x: mim, k-pixel, verdict: off\n" in text
+    text = to_terminal(replace(contents, sections=(one,)), width=80)
+    assert "!! Nine: mim, k-pixel, verdict: off\n" in text
 
 
 def test_names_of_files_hold_no_path() -> None:

@@ -12,6 +12,7 @@ from leaderboard.row_runs import RowRuns
 from leaderboard.sections import Section
 from leaderboard.sensitivity import OWN, find_studies, sensitivity_section, spreads, stability, study_means
 from leaderboard.tried import predicted_patches, setting_label, tried_values
+from leaderboard.views import view_tables
 from tests.leaderboard.studies import StudyCampaign, studied, study_protocol
 
 FEWER, MORE = "19 of 49 predicted", "37 of 49 predicted"
@@ -125,3 +126,17 @@ class TestSection:
         section = sensitivity_section(board, protocol)  # type: ignore[arg-type]
         assert section is not None
         return section
+
+
+def test_a_row_that_is_left_out_is_in_no_order(no_figures: None) -> None:
+    board, protocol = studied()
+    tables = view_tables(board, protocol)
+    (table,) = (table for table in tables if table.name == "sensitivity")
+    rows = table.frame[(table.frame["method"] == "mapet") & (table.frame["variant"] == "cutting_point 31")]
+    apart = {(table.name, int(row)) for row in rows["row"]}
+    section = sensitivity_section(board, protocol, tables, left_out=apart)
+    assert section is not None
+    frame = section.blocks[0].frame
+    assert set(frame[frame["setting"] == FEWER]["method"]) == {"mim", "pim"}
+    assert set(frame[frame["setting"] == OWN]["method"]) == {"mim", "pim", "mapet"}
+    assert any(note.startswith("Left out") and "31" in note for note in section.notes)

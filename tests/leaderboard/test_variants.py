@@ -179,7 +179,7 @@ def test_every_rendering_names_the_variant(tried: Any) -> None:
     page = report.paths["index.html"].read_text(encoding="utf-8").partition('id="table6-table"')[2]
     assert re.search(r"MaPeT</td><td>k-pixel</td><td>30</td>.*70\.00 ± 7\.07", page)
     markdown = report.paths["board.md"].read_text(encoding="utf-8")
-    assert re.search(r"^\| MaPeT \| k-pixel \| 30 \| .*70\.00 \+- 7\.07 \(2\) \|", markdown, re.M)
+    assert re.search(r"^\| MaPeT \| k-pixel \| 30 \| .*70\.00 ± 7\.07 \(2\) \|", markdown, re.M)
     for name in ("board.csv", "runs.csv"):
         lines = csv.DictReader(io.StringIO(report.paths[name].read_text(encoding="utf-8")))
         assert {"", "cutting_point 30"} <= {line["variant"] for line in lines}

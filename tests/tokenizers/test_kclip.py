@@ -349,9 +349,15 @@ def outcome(folder: Path, **change: Any) -> Any:
     return tokenizer.codebook.centroids.tolist(), tokenizer.encode(images[:20]).tolist()
 
 
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return outcome(tmp_path_factory.mktemp("unchanged"))
+
+
 @pytest.mark.parametrize("field", OTHER_VALUES)
-def test_a_changed_value_is_refused_or_changes_the_codebook(tmp_path: Path, field: str) -> None:
+def test_a_changed_value_is_refused_or_changes_the_codebook(
+    tmp_path: Path, field: str, unchanged: Any
+) -> None:
     assert set(OTHER_VALUES) == set(tokenizer_spec("k-clip").resolve({}))
-    unchanged = outcome(tmp_path)
     assert isinstance(unchanged, tuple)
     assert outcome(tmp_path, **{field: OTHER_VALUES[field]}) != unchanged
