@@ -102,10 +102,16 @@ def make_plan(protocol: Protocol, selection: Selection) -> list[Cell]:
     _check_taken(planner.cells.values(), protocol, selection)
     if not planner.cells:
         raise HarnessError(
-            f"no view of protocol {protocol.name} holds such a cell ({', '.join(selection.views)}); "
-            "--views none takes every combination of what the options name"
+            f"no view of protocol {protocol.name} holds such a cell ({', '.join(selection.views)})"
+            f"{_narrowing(selection)}; leave one of them out, or take every combination with --views none"
         )
     return [replace(cell, views=tuple(planner.needed_by[cell_id])) for cell_id, cell in planner.cells.items()]
+
+
+def _narrowing(selection: Selection) -> str:
+    """The options that name something of their own, as they were given."""
+    given = [f"--{kind} {' '.join(getattr(selection, kind))}" for kind in sorted(selection.narrowed)]
+    return f" for {' '.join(given)}" if given else ""
 
 
 def _check_taken(cells: Iterable[Cell], protocol: Protocol, selection: Selection) -> None:
@@ -118,8 +124,9 @@ def _check_taken(cells: Iterable[Cell], protocol: Protocol, selection: Selection
         idle = [name for name in getattr(selection, kind) if name not in taken]
         if idle:
             raise HarnessError(
-                f"--{kind} {' '.join(idle)}: no view of protocol {protocol.name} holds such a cell beside "
-                "the other options; leave it out, or take every combination with --views none"
+                f"--{kind} {' '.join(idle)}: no view of protocol {protocol.name} that is taken here "
+                f"({', '.join(selection.views)}) holds such a cell beside the other options; leave it out, "
+                "name other --views, or take every combination with --views none"
             )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from leaderboard.lineage import SCRATCH
 from leaderboard.runs import RowKey
 from leaderboard.tables import Board
-from leaderboard.view_layout import lay_out, own_value
+from leaderboard.view_layout import changes_on, lay_out, own_value
 from protocols.errors import HarnessError, nearest, unknown
 from protocols.schema import Protocol
 
@@ -81,8 +81,9 @@ def _tried_rows(protocol: Protocol, key: RowKey) -> Iterator[tuple[str, RowKey]]
     """The rows of that method, tokenizer and trunk that views try, each with the view's name."""
     for view_name, view in protocol.views.items():
         for row in lay_out(protocol, view).rows if view.cells else ():
-            if row.changes and (row.method, row.tokenizer) == (key.method, key.tokenizer):
-                variant = ", ".join(f"{name} {value}" for name, value in sorted(row.changes))
+            changes = changes_on(protocol, row, key.trunk)
+            if changes and (row.method, row.tokenizer) == (key.method, key.tokenizer):
+                variant = ", ".join(f"{name} {value}" for name, value in sorted(changes))
                 yield view_name, key._replace(variant=variant)
 
 

@@ -92,8 +92,10 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
         # statsmodels collects garbage on every call, which on a board of 10,000 records takes seconds: while
         # it runs, nothing is there to be collected.
         gc.freeze()
-        adjusted[is_test] = multipletests(given[is_test], alpha=ALPHA, method="holm")[1]
-        gc.unfreeze()
+        try:
+            adjusted[is_test] = multipletests(given[is_test], alpha=ALPHA, method="holm")[1]
+        finally:
+            gc.unfreeze()
     return adjusted
 
 

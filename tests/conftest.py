@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from benchmark.stopping import STOPPING
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -48,3 +51,12 @@ def boards_without_drawings() -> Iterator[None]:
             if name.startswith("leaderboard.") and getattr(module, "drawn", None) is drawn:
                 patch.setattr(module, "drawn", undrawn)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """A command leaves its handlers to the end of its process; here the next test must not see them."""
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -72,14 +72,12 @@ class Outcome:
     text: str
 
 
-VIEW_OF_TOKENS = """
-views:
+VIEW_OF_TOKENS = """\
   mine:
     title: Mine
     cells:
       - {methods: [mim], tokenizers: [k-pixel], trunks: [vit-mini], evaluations: [token-mlp]}
-
-pretraining:
+  table2:
 """
 PLAN = "plan --protocol"
 TINY = "--protocol tiny.yaml"
@@ -128,7 +126,7 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
         Case(title="an evaluation", command="--protocol mini --evaluations probe", given="'probe'",
              where="evaluation of protocol mini", remedy="did you mean 'linear-probe'"),
         Case(title="a view", command="--protocol fair300 --views table9", given="'table9'",
-             where="view of protocol fair300", remedy="did you mean 'table6'"),
+             where="view of protocol fair300", remedy="did you mean 'table8'"),
         Case(title="no names at all", command="--protocol mini --methods ,", given="','", where="--methods",
              remedy="at least one name, or all"),
         Case(title="a seed", command="--protocol mini --seeds one", given="'one'", where="--seeds",
@@ -137,9 +135,9 @@ SECTIONS: dict[str, tuple[Case, ...]] = {
              where="protocol mini", remedy="evaluations"),
         Case(title="cells that no view holds",
              command=f"{PLAN} fair300 --methods scratch --evaluations linear-probe", given="table1",
-             where="protocol fair300", remedy="--views none takes every combination"),
+             where="protocol fair300", remedy="every combination with --views none"),
         Case(title="a view that asks an evaluation of tokens of methods", command=f"{PLAN} mine.yaml",
-             setting=mine("\npretraining:\n", VIEW_OF_TOKENS), given="token-mlp",
+             setting=mine("  table2:\n", VIEW_OF_TOKENS), given="token-mlp",
              where="views.mine.cells.0.evaluations", remedy="without methods and trunks"),
     ),
     "Values on the command line": (

@@ -17,7 +17,7 @@ TOKEN_CASES: tuple[dict[str, Any], ...] = (
      "given": "-1", "where": "--workers", "remedy": "must be 0 or more"},
     {"title": "evaluations of tokens alone for one method",
      "command": "--protocol mini --methods mim --evaluations token-mlp", "given": "token-mlp",
-     "where": "--methods", "remedy": "leave it out"},
+     "where": "--methods", "remedy": "leave one of them out"},
     {"title": "a store that is not there", "command": "verify nothing", "given": "nothing",
      "where": "no such folder", "remedy": "give folders of token stores"},
     {"title": "a folder that is no store", "command": "verify pictures", "setting": folder_of("pictures"),

@@ -160,8 +160,7 @@ class TestEqualCompute:
         study.study_row("mapet", finetune=100)
         notes = block(section_of(study, monkeypatch), "equal-compute-finetune").notes
         assert any(
-            note.startswith("Missing; to fill: python run_benchmark.py") and "--methods pim" in note
-            for note in notes
+            note.startswith("Missing; to fill: python run_benchmark.py") and " pim " in note for note in notes
         )
         assert any("Fewer than three seeds" in note for note in notes)
 
