@@ -55,7 +55,12 @@ def boards_without_drawings() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _signal_handlers() -> Iterator[None]:
-    """A command leaves its handlers to the end of its process; here the next test must not see them."""
+    """A command leaves its handlers to the end of its process; here the next test must not see them.
+
+    Nor what a shell leaves to processes in its background: they begin with Ctrl-C ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in handlers.items():
