@@ -7,18 +7,15 @@ page takes the PNG: a drawing that was read from disk could hold anything, and P
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import ValidationError
-
 from leaderboard.grids import clean
+from leaderboard.picture_files import inlined_png, read_facts
 from leaderboard.sections import Figure
-from leaderboard.sheets import MAX_FACTS_BYTES, MAX_PICTURE_BYTES, Sha256, Text
+from leaderboard.sheets import Sha256, Text
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
 from protocols.frozen import Frozen, Name, NonNegativeInt, PositiveInt
@@ -27,7 +24,6 @@ from protocols.schema import Protocol
 PATTERNS_NAME = "patterns"
 Kind = Literal["objectives", "attention"]
 KINDS = get_args(Kind)  # in the order of the page; also the stems of the files
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class PatternFacts(Frozen):
@@ -143,37 +139,17 @@ def _remedy(path: Path) -> str:
 
 
 def _read_facts(path: Path, kind: str) -> PatternFacts:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FACTS_BYTES:
-            raise HarnessError(f"{path}: {size} bytes is too large for a picture's facts; {_remedy(path)}")
-        facts = PatternFacts.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise HarnessError(f"{path}: {error.strerror}; {_remedy(path)}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise HarnessError(f"{path} is damaged: {where}{first['msg']}; {_remedy(path)}") from None
+    facts = read_facts(path, PatternFacts, what="a picture", remedy=_remedy(path))
     if facts.kind != kind:
         raise HarnessError(f"{path} holds the facts of {facts.kind}; {_remedy(path)}")
     return facts
 
 
 def _shown(facts_path: Path, facts: PatternFacts) -> PatternSheet:
-    path = facts_path.with_suffix(".png")
-    if not path.is_file():
-        raise HarnessError(f"{path} is missing, and {facts_path.name} tells of it; {_remedy(facts_path)}")
-    size = path.stat().st_size
-    if size > MAX_PICTURE_BYTES:
-        raise HarnessError(f"{path}: {size} bytes is too large for a page; {_remedy(facts_path)}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != facts.picture_sha256 or not content.startswith(_PNG):
-        raise HarnessError(f"{path} is not what {facts_path.name} tells of; {_remedy(facts_path)}")
-    # A PNG begins with its header: width and height stand in bytes 16 to 24.
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
-    return PatternSheet(
-        facts=facts,
-        source=f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}",
-        width=width,
-        height=height,
+    source, width, height = inlined_png(
+        facts_path.with_suffix(".png"),
+        facts_path=facts_path,
+        sha256=facts.picture_sha256,
+        remedy=_remedy(facts_path),
     )
+    return PatternSheet(facts=facts, source=source, width=width, height=height)

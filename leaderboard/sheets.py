@@ -6,25 +6,21 @@ a done record of the board names, so the page goes on saying nothing that its re
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from leaderboard.grids import clean
+from leaderboard.picture_files import inlined_png, read_facts
 from leaderboard.tables import Board
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
 from protocols.frozen import Frozen, Name, NonNegativeInt, PositiveInt
 
 GALLERY_NAME = "gallery"
-MAX_FACTS_BYTES = 256 * 1024
-MAX_PICTURE_BYTES = 32 * 1024 * 1024
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 Rule = Literal["random", "nearest", "farthest"]
 RULES = get_args(Rule)  # in the order of the page
@@ -120,17 +116,7 @@ def _remedy(path: Path) -> str:
 
 
 def _read_facts(path: Path) -> SheetFacts:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FACTS_BYTES:
-            raise HarnessError(f"{path}: {size} bytes is too large for a sheet's facts; {_remedy(path)}")
-        facts = SheetFacts.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise HarnessError(f"{path}: {error.strerror}; {_remedy(path)}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise HarnessError(f"{path} is damaged: {where}{first['msg']}; {_remedy(path)}") from None
+    facts = read_facts(path, SheetFacts, what="a sheet", remedy=_remedy(path))
     if path.stem != facts.stem:
         raise HarnessError(f"{path} holds the facts of {facts.stem}; {_remedy(path)}")
     return facts
@@ -138,19 +124,7 @@ def _read_facts(path: Path) -> SheetFacts:
 
 def _shown(path: Path, facts: SheetFacts) -> ShownSheet:
     facts_path = path.with_suffix(".json")
-    if not path.is_file():
-        raise HarnessError(f"{path} is missing, and {facts_path.name} tells of it; {_remedy(facts_path)}")
-    size = path.stat().st_size
-    if size > MAX_PICTURE_BYTES:
-        raise HarnessError(f"{path}: {size} bytes is too large for a page; {_remedy(facts_path)}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != facts.picture_sha256 or not content.startswith(_PNG):
-        raise HarnessError(f"{path} is not what {facts_path.name} tells of; {_remedy(facts_path)}")
-    # A PNG begins with its header: width and height stand in bytes 16 to 24.
-    width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
-    return ShownSheet(
-        facts=facts,
-        source=f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}",
-        width=width,
-        height=height,
+    source, width, height = inlined_png(
+        path, facts_path=facts_path, sha256=facts.picture_sha256, remedy=_remedy(facts_path)
     )
+    return ShownSheet(facts=facts, source=source, width=width, height=height)
