@@ -3,7 +3,10 @@
 
 import sys
 
-from benchmark.cli import main
+from benchmark.stopping import exits_by_signals
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exits_by_signals():
+        from benchmark.cli import main
+
+        sys.exit(main())

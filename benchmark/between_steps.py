@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from benchmark.checkpoint import load_newest, save_checkpoint
 from benchmark.process_group import Agreement, check_same_start, process_count, process_rank
 from benchmark.runtime import Runtime
 from protocols.errors import HarnessError
+from protocols.files import append_line
 
 if TYPE_CHECKING:
     from benchmark.engine import StepLoop
@@ -27,8 +27,8 @@ SAVING_SHARE = 0.02  # at most this part of the time goes into checkpoints
 GO_ON, SAVE, STOP = 0, 1, 2  # what one process wishes; the largest wish of all is what all do
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a finite number."""
+class TrainingDiverged(HarnessError):
+    """The loss, the gradient or the weights are no longer finite numbers; the same in every process."""
 
 
 class Metrics:
@@ -44,6 +44,7 @@ class Metrics:
         loop.window_steps += 1
         if loop.step % METRICS_EVERY and loop.step != loop.total:
             return
+        loop.numbers.check(loop)
         mean = loop.window_sum / loop.window_steps
         if process_count() > 1:
             dist.all_reduce(mean)
@@ -55,8 +56,6 @@ class Metrics:
         waiting = (loop.waited - self._marked_wait) / seconds
         self._mark, self._marked_step, self._marked_wait = now, loop.step, loop.waited
         loop.window_sum, loop.window_steps = torch.zeros((), device=loss.device), 0
-        if not math.isfinite(loop.last_loss):
-            raise TrainingDiverged(f"the loss is {loop.last_loss} at step {loop.step} of {loop.total}")
         if process_rank() == 0:
             line = {
                 "step": loop.step,
@@ -68,8 +67,7 @@ class Metrics:
                 "waiting_for_data": round(waiting, 4),
                 "seconds": round(loop.seconds, 3),
             }
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            append_line(self._path, json.dumps(line, allow_nan=False))
 
 
 class Checkpoints:
@@ -99,6 +97,7 @@ class Checkpoints:
             sums = state["window_sums"]
             own = sums[process_rank()] if len(sums) == process_count() else sum(sums) / len(sums)
             loop.window_sum, loop.window_steps = torch.tensor(own), state["window_steps"]
+            loop.numbers.last_finite = state.get("last_finite")
             saved_by = f"{len(sums)} process{'es' if len(sums) > 1 else ''}"
             log.info("going on from step %d of %d, saved by %s", loop.step, loop.total, saved_by)
         check_same_start(loop.step)
@@ -127,6 +126,10 @@ class Checkpoints:
 
     def _save(self, loop: StepLoop) -> None:
         started = time.perf_counter()
+        if not loop.numbers.read(loop):
+            # What follows from these weights ends the training within ten steps, whenever it is saved.
+            log.warning("no checkpoint of step %d: the weights are not finite", loop.step)
+            return
         # Each process's own open window, so that each goes on with its own.
         window_sums = [float(loop.window_sum)]
         if process_count() > 1:
@@ -140,6 +143,7 @@ class Checkpoints:
                 "loss": loop.last_loss,
                 "window_sums": window_sums,
                 "window_steps": loop.window_steps,
+                "last_finite": loop.numbers.last_finite,
                 "precision": self._runtime.precision,
             }
             save_checkpoint(self._folder, loop.step, state)

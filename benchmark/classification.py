@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from benchmark.augment import centre_crop
 from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
 from benchmark.engine import TrainingResult
 from benchmark.image_part import ImagePart
-from benchmark.interrupt import leave_to_the_loop
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
+from benchmark.readers import read
 from benchmark.stage import CellContext, StageResult
 from benchmark.transforms import normalise
 from leaderboard.record import PREDICTIONS_NAME, Metric
@@ -37,6 +37,7 @@ from protocols.schema import Data
 EVALUATION_BATCH = 250
 PIECE = 50  # images that come from a reading process at once, through shared memory: 30 MB at 224 x 224
 MOST_LIKELY = 5
+MOST_NAMED = 10
 
 
 class Classification(nn.Module):
@@ -88,23 +89,64 @@ def backbone_of(context: CellContext) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def predict(
-    classify: Callable[[Tensor], Tensor], batches: Iterable[Tensor], *, device: str
+    classify: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    *,
+    device: str,
+    image_ids: Sequence[str],
 ) -> npt.NDArray[np.int64]:
-    """The most likely class of every input, int64 (n,): each once, in order, none padded or dropped."""
-    return torch.cat([classify(batch.to(device)).argmax(dim=1).cpu() for batch in batches]).numpy()
+    """The most likely class of every input, int64 (n,): each once, in order, none padded or dropped.
+
+    HarnessError for logits that are not finite, naming the images.
+    """
+    predicted, finite = [], []
+    for batch in batches:
+        logits = classify(batch.to(device))
+        finite.append(is_finite(logits))
+        predicted.append(logits.argmax(dim=1).cpu())
+    check_images(torch.cat(finite), image_ids, what="logits")
+    return torch.cat(predicted).numpy()
 
 
 @torch.inference_mode()
 def most_likely_classes(
-    classify: Callable[[Tensor], Tensor], batches: Iterable[Tensor], *, device: str
+    classify: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    *,
+    device: str,
+    image_ids: Sequence[str],
 ) -> npt.NDArray[np.int64]:
     """The five most likely classes of every input, the likeliest first: int64 (n, 5).
 
     All of them where there are fewer than five. Of equal logits the class with the lower number comes first.
+    HarnessError for logits that are not finite, naming the images.
     """
-    logits = (classify(batch.to(device)).float().cpu() for batch in batches)
-    ordered = [one.sort(dim=1, descending=True, stable=True).indices[:, :MOST_LIKELY] for one in logits]
+    ordered, finite = [], []
+    for batch in batches:
+        logits = classify(batch.to(device)).float().cpu()
+        finite.append(is_finite(logits))
+        ordered.append(logits.sort(dim=1, descending=True, stable=True).indices[:, :MOST_LIKELY])
+    check_images(torch.cat(finite), image_ids, what="logits")
     return torch.cat(ordered).numpy()
+
+
+def is_finite(rows: Tensor) -> Tensor:
+    """(n, ...) -> bool (n,) on the CPU: whether all numbers of a row are finite."""
+    return rows.isfinite().flatten(start_dim=1).all(dim=1).cpu()
+
+
+def check_images(finite: Tensor, image_ids: Sequence[str], *, what: str) -> None:
+    """HarnessError unless `finite` (n,) says of each image's `what` that it is finite, and of no others."""
+    if len(finite) != len(image_ids):
+        raise HarnessError(f"{what} of {len(finite)} images were computed, and there are {len(image_ids)}")
+    bad = [image_ids[position] for position in (~finite).nonzero()[:, 0].tolist()]
+    if bad:
+        more = f" and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
+        raise HarnessError(
+            f"the {what} of {len(bad)} of {len(image_ids)} images are not finite numbers: "
+            f"{', '.join(bad[:MOST_NAMED])}{more}; nothing was measured: look at these images, or, if it is "
+            "all of them, at the weights' training (metrics.jsonl of the cell that they come from)"
+        )
 
 
 def evaluation_batches(
@@ -118,24 +160,13 @@ def evaluation_batches(
     spans = [range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
     pieces = [span[start : start + PIECE] for span in spans for start in range(0, len(span), PIECE)]
     workers = min(workers, len(pieces))
-    loader = DataLoader(
-        _EvaluationImages(images, recipe, data, pieces),
-        batch_size=None,
-        num_workers=workers,
-        # As in training: not the cell's own start method, which would begin each with an interpreter.
-        multiprocessing_context="fork" if workers else None,
-        timeout=600 if workers else 0,
-        worker_init_fn=leave_to_the_loop,
-        # A loader draws a seed even where nothing is random: not from the generator that others draw from.
-        generator=torch.Generator(),
-    )
-    reads = iter(loader)
+    reads = read(_EvaluationImages(images, recipe, data, pieces), order=range(len(pieces)), workers=workers)
     for span in spans:
-        read = list(islice(reads, -(-len(span) // PIECE)))
-        errors = [one for one in read if isinstance(one, HarnessError)]
-        if errors:
-            raise errors[0]
-        whole = torch.cat(read)
+        found = list(islice(reads, -(-len(span) // PIECE)))
+        for one in found:
+            if isinstance(one, HarnessError):
+                raise one
+        whole = torch.cat([one for one in found if isinstance(one, Tensor)])
         is_square = recipe.evaluation_crop_fraction is None
         yield normalise(whole, data.mean, data.std) if is_square else whole
 

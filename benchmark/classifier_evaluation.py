@@ -65,7 +65,10 @@ def evaluate(classifier: Classifier, validation: Validation, work_dir: Path, *, 
     clock = time.monotonic()
     with _arithmetic(validation):
         most_likely = most_likely_classes(
-            classifier.model.eval().to(device), _counted(batches, total=len(images)), device=device
+            classifier.model.eval().to(device),
+            _counted(batches, total=len(images)),
+            device=device,
+            image_ids=images.image_ids,
         )
     seconds = time.monotonic() - clock
     if len(most_likely) != len(images):
@@ -98,8 +101,7 @@ def evaluate(classifier: Classifier, validation: Validation, work_dir: Path, *, 
         started=started,
         ended=_now(),
     )
-    write_record(folder, record)
-    return record
+    return write_record(folder, record)
 
 
 def load_classifier(

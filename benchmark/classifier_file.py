@@ -12,11 +12,7 @@ Shapes: D width, C classes.
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
-import tarfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmark.pickled_file import UNREADABLE, ZIP_START, RefusedPickle, check_members, check_pickles
 from protocols.errors import HarnessError
 from tokenizers.published import read_published
 
@@ -45,26 +42,7 @@ _BESIDES = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
 )
-_ZIP_START = b"PK\x03\x04"
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
-# All that torch and zipfile raise on files that are cut, altered or made up.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class _Beside:
@@ -121,19 +99,24 @@ def _unpickled(path: Path) -> Any:
             f"{path}: a tar archive of files; torch.save writes none, whatever its files are called: unpack "
             "it, and give the file of weights in it"
         )
-    is_zip = start.startswith(_ZIP_START)
+    is_zip = start.startswith(ZIP_START)
     try:
         if is_zip:
-            _check_members(path)
+            with path.open("rb") as stream:
+                check_members(stream)
         with torch.serialization.safe_globals([(_Beside, name) for name in _BESIDES]):
             # Asked first where torch can tell, so that all the names are listed.
             refused = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else []
             if refused:
                 raise _names_code(path, ", ".join(refused))
+            with path.open("rb") as stream:
+                check_pickles(stream, placeholders=_BESIDES)
             return torch.load(path, map_location="cpu", weights_only=True)
     except HarnessError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
+        if isinstance(error, RefusedPickle) and error.names:
+            raise _names_code(path, error.names) from None
         refusal = re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error))
         if refusal is not None:
             raise _names_code(path, refusal[1]) from None
@@ -153,20 +136,6 @@ def _said(error: BaseException) -> str:
         at_end = re.search(r"WeightsUnpickler error:\s*(.+)", text)
         text = at_end[1].strip() if at_end is not None else ""
     return (text.splitlines() or [""])[0]
-
-
-def _check_members(path: Path) -> None:
-    """BadZipFile for members that would take more memory than the file's size, as torch writes none."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    for member in members:
-        if member.filename.endswith("/constants.pkl"):
-            raise zipfile.BadZipFile("a TorchScript program, not weights")
-        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise zipfile.BadZipFile(f"{member.filename} is compressed")
-    # Members that overlap each other could be many times the file.
-    if sum(member.file_size for member in members) > path.stat().st_size:
-        raise zipfile.BadZipFile("its members are larger than the file")
 
 
 def _names_code(path: Path, names: str) -> HarnessError:
@@ -203,6 +172,11 @@ def _plain(path: Path, name: Any, value: Any) -> Tensor:
         raise HarnessError(
             f"{path}: {name} is {_kind(value)}, not a plain tensor; the weights may lie in an entry of their "
             "own: choose it with --key"
+        )
+    # A view may repeat what is there once, and a pickle may ask for more bytes than it brings.
+    if max(value.nbytes, value.untyped_storage().nbytes()) > path.stat().st_size:
+        raise HarnessError(
+            f"{path}: {name} {tuple(value.shape)} is larger than the whole file; fetch the published file"
         )
     tensor: Tensor = value.detach()
     return tensor

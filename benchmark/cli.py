@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from benchmark.commands import COMMANDS, load_command
 from benchmark.commands.options import Parser, names_protocol
-from protocols.errors import HarnessError, unknown
+from benchmark.disk_trouble import REMEDIES
+from benchmark.stopping import Stopped, check_stopped, stopped_by_signals
+from protocols.errors import HarnessError, shown, unknown
 
 DONE = 0
 PROGRAM = "run_benchmark.py"
@@ -29,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise HarnessError(f"{name!r} is no command but a protocol; did you mean --protocol {name}?")
             if name not in COMMANDS:
                 raise unknown("command", name, COMMANDS)
-        command = load_command(name)
-        return command.run(build_parser(name).parse_args(given))
+        with stopped_by_signals():
+            return _run(name, given)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has seen enough; what was to be kept is on disk.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,9 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: {error.filename or 'standard output'}: {error.strerror}; {_remedy(error)}", is_debugging
         )
         return HarnessError.exit_code
-    except KeyboardInterrupt:
-        print("\nstopped by SIGINT", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        print(stopped.line, file=sys.stderr)
+        return stopped.exit_code
+
+
+def _run(name: str, given: Sequence[str]) -> int:
+    """Run the command. An error after a signal is that signal's doing, however it got there.
+
+    Libraries that are no Python drop what a handler raises, and call a file damaged instead.
+    """
+    try:
+        command = load_command(name)
+        code = command.run(build_parser(name).parse_args(given))
+    except Exception:
+        check_stopped()
+        raise
+    if 0 < code < 128:
+        check_stopped()
+    return code
 
 
 def build_parser(name: str) -> Parser:
@@ -60,12 +78,10 @@ def build_parser(name: str) -> Parser:
 
 def _remedy(error: OSError) -> str:
     """What to do about an error of the file system that no command foresees."""
-    remedies = {
+    remedies = REMEDIES | {
         errno.EISDIR: "a file belongs there: move the folder away",
         errno.ENOTDIR: "a folder belongs there, or above it: give another, or move the file away",
         errno.EACCES: "give yourself the permission, or another folder",
-        errno.EROFS: "give a folder that can be written to",
-        errno.ENOSPC: "make room, and give the same command again",
     }
     return remedies.get(error.errno or 0, "--debug shows where this happened")
 
@@ -73,4 +89,4 @@ def _remedy(error: OSError) -> str:
 def _explain(text: str, is_debugging: bool) -> None:
     if is_debugging:
         traceback.print_exc()
-    print(text, file=sys.stderr)
+    print(shown(text), file=sys.stderr)

@@ -245,7 +245,7 @@ class Submission:
     def alone(self) -> Iterator[None]:
         """One submission of a run at a time."""
         self.cells_folder.mkdir(parents=True, exist_ok=True)  # by which a work dir is known as one
-        with (self.ledger_path.parent / ".cluster.lock").open("w") as lock:
+        with (self.ledger_path.parent / ".cluster.lock").open("a") as lock:
             if not try_lock(lock):
                 raise HarnessError(
                     f"another submission of {self.ledger_path.parent} is going on; wait for it"

@@ -177,9 +177,13 @@ def minutes_of(time: str) -> int:
 def load_cluster_file(path: Path) -> ClusterFile:
     """The cluster file at `path`. HarnessError with one line for everything that is wrong."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        # A pipe would wait for ever, and a device has no end.
+        if path.exists() and not path.is_file():
+            raise HarnessError(f"--cluster {path}: no file; docs/cluster.md shows one")
+        with path.open("rb") as stream:
+            text = stream.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
             raise HarnessError(f"--cluster {path}: too large for a cluster file")
-        text = path.read_bytes()
     except OSError as error:
         raise HarnessError(
             f"--cluster {path}: cannot be read: {error.strerror}; docs/cluster.md shows one"

@@ -100,7 +100,7 @@ def open_manifest(path: Path, data_set: str | None = None) -> Manifest:
         first = next(lines, "")
     try:
         header = _Header.model_validate(json.loads(first))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(path, "its first line is no manifest's") from None
     if (header.format, header.version) != (FORMAT, VERSION):
         raise HarnessError(

@@ -6,14 +6,17 @@ own is 1 either way, and a scheduler could not tell a cell that was told to stop
 
 from __future__ import annotations
 
+import os
 import sys
 
-from benchmark.die_with_parent import die_with_parent
+from benchmark.die_with_parent import PARENT_VARIABLE, die_with_parent
 
 
 def main() -> None:
     """Tie this process to its parent, then be torchrun."""
     die_with_parent()
+    # Its processes may be started so late that they find it gone.
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

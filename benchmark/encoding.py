@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from benchmark.image_files import DamagedImage
 from benchmark.image_part import ImagePart
-from benchmark.interrupt import leave_to_the_loop
+from benchmark.readers import read
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
 from tokenizers.base import Tokenizer
@@ -92,15 +92,7 @@ def read_shards(
         positions[start : start + BATCH] for positions in shards for start in range(0, len(positions), BATCH)
     ]
     workers = min(workers, len(batches))
-    yield from DataLoader(
-        _Transformed(tokenizer, images, batches),
-        batch_size=None,
-        num_workers=workers,
-        # A cell's own start method would begin each of them with an interpreter and a copy of everything.
-        multiprocessing_context="fork" if workers else None,
-        timeout=600 if workers else 0,
-        worker_init_fn=leave_to_the_loop,
-    )
+    yield from read(_Transformed(tokenizer, images, batches), order=range(len(batches)), workers=workers)
 
 
 class TokenShards:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmark.layout import METRICS_NAME, cell_folder
+from benchmark.metrics import read_line
 from benchmark.plan import Cell
 from benchmark.progress import Bars, Lines, Silent
 
@@ -48,11 +48,8 @@ class _News:
         whole = content[: content.rfind(b"\n") + 1]
         self._read[cell.id] += len(whole)
         for line in whole.splitlines():
-            try:
-                metrics = json.loads(line)
-            except json.JSONDecodeError:  # a line that a full disk cut short; the next one will be whole
-                continue
-            if "phase" in metrics:
+            metrics = read_line(line)
+            if metrics is not None and "phase" in metrics:
                 yield metrics
 
 

@@ -24,14 +24,17 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from benchmark.batches import Batch, StepDataset, step_by_step
 from benchmark.between_steps import METRICS_EVERY, Checkpoints, Metrics
-from benchmark.interrupt import StopFlag, leave_to_the_loop
+from benchmark.image_part import ImagePart
+from benchmark.interrupt import StopFlag
 from benchmark.layout import METRICS_NAME
+from benchmark.out_of_memory import memory_watched
 from benchmark.process_group import process_count, process_rank
+from benchmark.readers import named_readers, read
 from benchmark.runtime import Runtime
+from benchmark.step_numbers import DIVERGED_NAME, StepNumbers
 from methods.patterns import keyed_number
 from protocols.errors import ProtocolViolation
 
@@ -59,7 +62,10 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training run. `model` must be an `Objective` too; `folder` keeps metrics and checkpoints."""
+    """One training run. `model` must be an `Objective` too; `folder` keeps metrics and checkpoints.
+
+    `images` are those that `data`'s positions are of; without them errors can name positions alone.
+    """
 
     model: nn.Module
     data: StepDataset
@@ -69,6 +75,7 @@ class Training:
     seed: int
     folder: Path
     stop: StopFlag = field(default_factory=StopFlag)
+    images: ImagePart | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,9 @@ class TrainingResult:
 def train(training: Training, runtime: Runtime) -> TrainingResult:
     """Train to the end, going on from the newest checkpoint in `training.folder`.
 
-    Raises TrainingDiverged on a non-finite loss, Interrupted after a checkpoint when `training.stop`
-    was raised, and ProtocolViolation if the processes present are not those the batches were cut for.
+    Raises TrainingDiverged on a loss, gradient or weights that are not finite, RanOutOfMemory with the step
+    that did, Interrupted after a checkpoint when `training.stop` was raised, and ProtocolViolation if the
+    processes present are not those the batches were cut for.
     """
     if process_count() != runtime.processes:
         raise ProtocolViolation(
@@ -94,8 +102,12 @@ def train(training: Training, runtime: Runtime) -> TrainingResult:
             "the global batch would not be the protocol's"
         )
     runner = _Shell(training, runtime)
-    with training.stop.deferred():
+    if process_rank() == 0:
+        (training.folder / DIVERGED_NAME).unlink(missing_ok=True)  # an earlier attempt's
+    with training.stop.deferred(), named_readers():
         runner.train()
+    # Its last step is saved; measuring may take longer than whoever sent the signal will wait.
+    training.stop.obey("after its last step")
     loop = runner.train_loop
     assert isinstance(loop, StepLoop)
     steps = training.data.steps
@@ -140,6 +152,7 @@ class _Optimiser(OptimWrapper):
         super().__init__(optimizer, accumulative_counts=runtime.accumulation)
         self._clip, self._runtime = clip, runtime
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.gradient_norm = torch.zeros(())  # of the last step's gradient, before it was clipped
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -153,7 +166,10 @@ class _Optimiser(OptimWrapper):
 
     def step(self, **kwargs: Any) -> None:
         if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        else:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            self.gradient_norm = torch.nn.utils.get_total_norm(gradients)
         self.optimizer.step(**kwargs)
 
 
@@ -171,6 +187,7 @@ class StepLoop(BaseLoop):
         self.last_loss = math.nan
         # The metrics window that is open: part of the state, or a resumed run would report another loss.
         self.window_sum, self.window_steps = torch.zeros(()), 0
+        self.numbers = StepNumbers()
         self._started = time.perf_counter()
 
     @property
@@ -196,8 +213,10 @@ class StepLoop(BaseLoop):
         for micro_batches in self._waiting(runner.micro_batches(self.step)):
             seed_devices(keyed_number(training.seed, self.step, runner.rank, stream=DROP_PATH))
             training.schedule.step_update(self.step)
-            loss = self._step(micro_batches)
+            with memory_watched(self.step + 1, training.data):
+                loss = self._step(micro_batches)
             self.step += 1
+            self.numbers.keep(loss, runner.optim_wrapper.gradient_norm)
             runner.metrics.after_step(self, loss)
             runner.checkpoints.after_step(self)
         runner.model.eval()
@@ -207,7 +226,8 @@ class StepLoop(BaseLoop):
         """The same, and `waited` grows by the seconds that each took to come."""
         while True:
             begun = time.perf_counter()
-            micro_batches = next(steps, None)
+            with memory_watched(self.step + 1, self.training.data):
+                micro_batches = next(steps, None)
             self.waited += time.perf_counter() - begun
             if micro_batches is None:
                 return
@@ -275,19 +295,8 @@ class _Shell(Runner):
         if not workers and self.runtime.device == "cpu":
             # Here a loader would add its cost and nothing else.
             return step_by_step(map(data.__getitem__, items), data.per_step)
-        # A process that reads keeps two items: a whole step of several micro-batches could fill the memory.
-        loader = DataLoader(
-            data,
-            batch_size=None,
-            sampler=items,
-            num_workers=workers,
-            multiprocessing_context="fork" if workers else None,  # not the cell's own start method
-            pin_memory=self.runtime.device == "cuda",
-            prefetch_factor=2 if workers else None,
-            timeout=600 if workers else 0,
-            worker_init_fn=leave_to_the_loop,
-        )
-        return step_by_step(loader, data.per_step)
+        reads = read(data, order=items, workers=workers, pin_memory=self.runtime.device == "cuda")
+        return step_by_step(reads, data.per_step)
 
     # What follows replaces parts of mmengine that are broken, slow or wrong here (docs/engine.md).
 

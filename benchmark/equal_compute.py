@@ -11,6 +11,7 @@ from protocols.errors import HarnessError
 from protocols.recipes import PreTraining
 from protocols.schema import Protocol, TrunkSpec
 from protocols.views import ViewCells
+from tokenizers import list_tokenizers, tokenizer_spec
 
 
 def resolve_method(
@@ -28,6 +29,19 @@ def resolve_method(
         raise HarnessError(f"protocol {protocol.name}, methods.{method}: {error}") from None
 
 
+def codebook_size(protocol: Protocol, tokenizer: str) -> int:
+    """V: what the protocol says, else the tokenizer's own default. HarnessError if neither says it."""
+    config: Mapping[str, Any] = protocol.tokenizers[tokenizer]
+    if "codebook_size" not in config and tokenizer in list_tokenizers():
+        config = tokenizer_spec(tokenizer).resolve(config)
+    if "codebook_size" not in config:
+        raise HarnessError(
+            f"protocol {protocol.name}, tokenizers.{tokenizer}: codebook_size must be set; what a cell "
+            "costs follows from it"
+        )
+    return int(config["codebook_size"])
+
+
 def pretraining_flops(
     protocol: Protocol,
     method: str,
@@ -37,7 +51,7 @@ def pretraining_flops(
     recipe: PreTraining,
 ) -> float:
     """Training FLOPs of a whole pre-training under `recipe`: whole batches alone, a multiply-add as two."""
-    codebook = int(protocol.tokenizers[tokenizer]["codebook_size"])
+    codebook = codebook_size(protocol, tokenizer)
     images = protocol.data.pretraining.count // recipe.global_batch * recipe.global_batch
     of_image = training_flops(method, spec, hyperparameters, codebook_size=codebook)
     return of_image * images * recipe.epochs

@@ -19,22 +19,25 @@ from pathlib import Path
 from typing import Literal
 from typing import Protocol as Interface
 
-from benchmark.file_lock import try_lock
+from benchmark.disk_trouble import DISK, LastWords
+from benchmark.file_lock import held_lock, in_brackets, owner_of, try_lock
 from benchmark.forked_cell import start_forked
 from benchmark.job import Job
 from benchmark.launched_cell import LaunchedCell
-from benchmark.layout import LOG_NAME, cell_folder
+from benchmark.layout import FEATURES_NAME, LOCK_NAME, LOG_NAME, TOKENS_NAME, cell_folder
 from benchmark.plan import Cell
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime, visible_gpus
-from benchmark.stopping import stopped_by_signals
+from benchmark.stopping import check_stopped, stopped_by_signals
 from benchmark.survey import present_sources
 from leaderboard.record import Compliance, Record, read_record, write_record
 from protocols.errors import HarnessError
+from protocols.files import remove_leftovers
 from protocols.schema import Protocol
 
 POLL_SECONDS = 0.25
 GRACE_SECONDS = 60.0  # for a step of a large model and its checkpoint; torchrun itself insists after 30
+DYING_SECONDS = 10.0  # that a cell which has ended may still hold its lock
 ATTEMPTS = 3
 LOCKED = 75
 USAGE, VIOLATION = 2, 3  # what cannot end otherwise when it is started again
@@ -91,6 +94,8 @@ def execute(
     run is using it.
     """
     with _exclusive(work_dir / protocol.name), stopped_by_signals():
+        for folder in (TOKENS_NAME, FEATURES_NAME, f"{protocol.name}/leaderboard"):
+            remove_leftovers(work_dir / folder)
         return _Execution(
             plan, protocol, runtime, work_dir, display, redo_failed, redo_stale, frozenset(stale), data_root,
             placement,
@@ -123,6 +128,7 @@ class _Execution:
         self.known: dict[str, Record] = {}
         self.starts: dict[str, int] = {}
         self.live: list[_Running] = []
+        self.last_words = LastWords()
         # A cell's weight is the longest chain of work that hangs on it: long chains start first.
         self.weight: dict[str, float] = {}
         for cell in reversed(plan):
@@ -151,6 +157,7 @@ class _Execution:
     def run(self) -> list[Record]:
         try:
             while len(self.records) < len(self.plan):
+                check_stopped()
                 self.display.running([one.cell for one in self.live], len(self.records), len(self.plan))
                 self._skip_orphans()
                 self._start_ready()
@@ -159,6 +166,7 @@ class _Execution:
                 self._collect()
         finally:
             self._end_children()
+            self.last_words.close()
         return [self.records[cell.id] for cell in self.plan]
 
     def _start_ready(self) -> None:
@@ -191,6 +199,7 @@ class _Execution:
                 threads=runtime.threads,
                 log=cell_folder(self.work_dir, self.protocol.name, cell.id) / LOG_NAME,
                 devices=[self.gpus[slot % len(self.gpus)] for slot in slots] if self.gpus else [],
+                last_words=self.last_words.path,
             )
         return start_forked(
             Job(
@@ -203,6 +212,7 @@ class _Execution:
                 redo_stale=self.redo_stale,
                 data_root=self.data_root,
                 known=self.known.get(cell.id),
+                last_words=self.last_words.path,
             )
         )
 
@@ -216,6 +226,11 @@ class _Execution:
             # became of the process after it was done does not matter.
             if record is not None and (record.status == "done" or (record.status == "failed" and code == 1)):
                 self._settle(one.cell, record)
+            elif code == DISK:
+                # No failure of this cell, and the others would meet the same: nothing is recorded.
+                folder = cell_folder(self.work_dir, self.protocol.name, one.cell.id)
+                said = self.last_words.heard() or f"a disk failed it; see {folder / LOG_NAME}"
+                raise HarnessError(f"cell {one.cell.id} was ended by its disk: {said}")
             elif code is not None and (
                 code < 0 or code > 128 or code == LOCKED or (is_launched and code not in (USAGE, VIOLATION))
             ):
@@ -223,7 +238,9 @@ class _Execution:
                 # troubles, of which no process has a record, may pass as well.
                 # Others that work on the same cell could not follow a second start.
                 attempts = ATTEMPTS if self.runtime.processes == 1 else 1
-                if self.starts[one.cell.id] >= attempts:
+                if self.starts[one.cell.id] >= attempts and code == LOCKED:
+                    self._settle(one.cell, self._left_to_another(one.cell))
+                elif self.starts[one.cell.id] >= attempts:
                     error = f"its process {_ending(code)} {attempts} times; see its log"
                     self._settle(one.cell, self._write(one.cell, "failed", error, was_killed=True))
             else:
@@ -245,16 +262,32 @@ class _Execution:
     def _write(
         self, cell: Cell, status: Literal["failed", "skipped"], error: str, *, was_killed: bool = False
     ) -> Record:
-        return write_cell_record(
-            cell,
-            self.protocol,
-            self.runtimes[cell.id],
-            self.work_dir,
-            status=status,
-            error=error,
-            peak_memory_bytes=0,
-            was_killed=was_killed,
+        """The cell's record, on disk too unless another process runs the cell: then that one writes it."""
+        folder = cell_folder(self.work_dir, self.protocol.name, cell.id)
+        with held_lock(folder / LOCK_NAME, seconds=DYING_SECONDS if status == "failed" else 0.0) as lock:
+            return write_cell_record(
+                cell,
+                self.protocol,
+                self.runtimes[cell.id],
+                self.work_dir,
+                status=status,
+                error=error,
+                peak_memory_bytes=0,
+                was_killed=was_killed,
+                is_kept=lock is not None,
+            )
+
+    def _left_to_another(self, cell: Cell) -> Record:
+        """For this run alone: what becomes of the cell is recorded by the process that has it."""
+        lock = cell_folder(self.work_dir, self.protocol.name, cell.id) / LOCK_NAME
+        error = (
+            f"another process{in_brackets(owner_of(lock))} runs this cell; nothing is recorded here, and the "
+            "same command goes on when that process has ended"
         )
+        return write_cell_record(
+            cell, self.protocol, self.runtimes[cell.id], self.work_dir, status="failed", error=error,
+            peak_memory_bytes=0, is_kept=False,
+        )  # fmt: skip
 
     def _settle(self, cell: Cell, record: Record) -> None:
         self.records[cell.id] = record
@@ -264,8 +297,10 @@ class _Execution:
         digest = record.artefact_digest
         for child in self.plan:
             known = self.records.get(child.id)
-            # What it was made from is no longer there: it is made anew, too.
-            if known is not None and known.parents.get(cell.id, digest) != digest:
+            # What it was made from is no longer there: it is made anew, too. What failed waits for its flag.
+            if known is None or known.status != "done":
+                continue
+            if known.parents.get(cell.id, digest) != digest:
                 del self.records[child.id]
 
     def _as_clean(self, cell: Cell, record: Record) -> Record:
@@ -273,8 +308,7 @@ class _Execution:
         if cell.is_modified or record.status != "done" or record.compliance.status != "modified":
             return record
         clean = record.model_copy(update={"compliance": Compliance(status="clean")})
-        write_record(cell_folder(self.work_dir, self.protocol.name, cell.id), clean)
-        return clean
+        return write_record(cell_folder(self.work_dir, self.protocol.name, cell.id), clean)
 
     def _is_live(self, cell: Cell) -> bool:
         return any(one.cell.id == cell.id for one in self.live)
@@ -294,7 +328,10 @@ class _Execution:
             child.terminate()
         deadline = time.monotonic() + GRACE_SECONDS
         for child in children:
-            child.join(max(0.0, deadline - time.monotonic()))
+            while child.exitcode is None and time.monotonic() < deadline:
+                child.join(min(1.0, deadline - time.monotonic()))
+                if not isinstance(child, LaunchedCell) and child.exitcode is None:
+                    child.terminate()  # again: it may have been too young to hear of the first one
         for child in children:
             if child.exitcode is None:
                 child.kill()
@@ -302,11 +339,9 @@ class _Execution:
 
 
 def _ending(code: int) -> str:
-    if code == LOCKED:
-        return "found another process running this cell"
     killed_by = -code if code < 0 else code - 128  # as the system says it, or as a shell or elastic.py does
     if killed_by == signal.SIGKILL:
-        return "was killed by SIGKILL (out of memory?)"
+        return "was killed by SIGKILL (out of memory? then give fewer --jobs or --workers, and --redo-failed)"
     if killed_by in set(signal.Signals):
         return f"was killed by {signal.Signals(killed_by).name}"
     return f"ended with code {code}"
@@ -317,12 +352,13 @@ def _exclusive(folder: Path) -> Iterator[None]:
     """One run at a time in one work dir; the kernel drops the lock with its owner."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = (folder / LOCK_NAME).open("a")
     except OSError as error:
         raise HarnessError(f"work dir {folder.parent} cannot be used: {error.strerror}") from None
     with lock:
         if not try_lock(lock):
+            owner = in_brackets(owner_of(folder / LOCK_NAME))
             raise HarnessError(
-                f"another run is using {folder}; wait for it, end it, or give another --work-dir"
+                f"another run{owner} is using {folder}; wait for it, end it, or give another --work-dir"
             )
         yield

@@ -78,12 +78,14 @@ def run(context: CellContext) -> StageResult:
         objective=Classification(classifier, label_smoothing=recipe.label_smoothing),
         weights=classifier,
         undecayed=set(classifier.no_weight_decay()),
-        images=len(labelled),
+        images=labelled,
         make_batch=make_batch,
         layer_decay=recipe.layer_decay,
     )
     inputs = evaluation_batches(evaluated, recipe, protocol.data, workers=context.runtime.workers)
-    predicted = predict(classifier.eval(), inputs, device=context.runtime.device)
+    predicted = predict(
+        classifier.eval(), inputs, device=context.runtime.device, image_ids=evaluated.image_ids
+    )
     return evaluation_result(context, result, evaluated, predicted)
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from benchmark.encoding import DamagedImages, read_batches, write_as_shards
+from benchmark.metrics import MetricsFile
 from benchmark.token_work import TokenWork
 from protocols.errors import HarnessError
-from protocols.files import sha256_of_file
+from protocols.files import naming, sha256_of_file
 from tokenizers.base import WEIGHTS_NAME
 from tokenizers.feature_file import FeatureFile
-from tokenizers.kmeans import KMeansTokenizer
+from tokenizers.kmeans import FitIteration, KMeansTokenizer
 
 # Below this, features wait on disk between fitting and encoding, so that the network runs once per image.
 MOST_SPOOLED_BYTES = 2**30
@@ -64,6 +67,17 @@ def fit_codebook(work: TokenWork, tokenizer: KMeansTokenizer) -> Path:
     return fitted
 
 
+def report_fit(metrics: MetricsFile, iteration: FitIteration) -> None:
+    """Write one iteration down. HarnessError where its objective is not finite, which no later one mends."""
+    if not math.isfinite(iteration.objective):
+        raise HarnessError(
+            f"the objective of k-means is {iteration.objective} in iteration {iteration.iteration} of run "
+            f"{iteration.restart + 1}: squares of these features overflow; look at the network that they "
+            "come from (its weights, its precision), then give the command again with --redo-failed"
+        )
+    metrics.fit(iteration)
+
+
 def _load_what_is_left(tokenizer: KMeansTokenizer, fitted: Path) -> None:
     """Take the codebook of an earlier attempt, if there is a whole one."""
     if fitted.is_file():
@@ -87,10 +101,11 @@ def _fit_in_memory(work: TokenWork, tokenizer: KMeansTokenizer) -> None:
     damaged: list[str] = []
     batches = _whole(work, damaged)
     if 4 * images * patches * width > MOST_SPOOLED_BYTES or work.peers.processes > 1:
-        tokenizer.fit(batches, report=work.metrics.fit)
+        tokenizer.fit(batches, report=partial(report_fit, work.metrics))
         tokenizer.save(work.codebook.folder)
         return
-    tokens = tokenizer.fit_encode(batches, scratch=work.folder, report=work.metrics.fit)
+    with naming(work.folder):  # the features' own file in it has no name
+        tokens = tokenizer.fit_encode(batches, scratch=work.folder, report=partial(report_fit, work.metrics))
     tokenizer.save(work.codebook.folder)
     work.tokens.shards.prepare()
     write_as_shards(work.tokens, tokens)
@@ -131,13 +146,13 @@ def _fit_on_file(work: TokenWork, tokenizer: KMeansTokenizer, rows: int) -> None
     damaged: list[str] = []
     for shard in mine:
         work.peers.check()
-        with suppress(_ShardDamaged):
+        with naming(work.folder / "features"), suppress(_ShardDamaged):
             features.write(
                 shard, _sampled(work, tokenizer, features.wanted(shard).tolist(), damaged, progress)
             )
     work.check_damaged("sampled", damaged)
     if work.peers.rank == 0:
-        tokenizer.fit_features(features.features(), report=work.metrics.fit)
+        tokenizer.fit_features(features.features(), report=partial(report_fit, work.metrics))
         tokenizer.save(work.codebook.folder)
         shutil.rmtree(work.folder / "features")
 

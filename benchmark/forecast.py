@@ -19,6 +19,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmark.equal_compute import codebook_size
 from benchmark.placement import DoesNotFit, place
 from benchmark.plan import PRETRAINING_PART, Cell
 from benchmark.runtime import Runtime
@@ -197,7 +198,7 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         assert cell.tokenizer is not None
         assert cell.method is not None
         trunk = protocol.trunk_spec(cell.trunk, drop_path=0.0)
-        codebook = int(protocol.tokenizers[cell.tokenizer]["codebook_size"])
+        codebook = codebook_size(protocol, cell.tokenizer)
         weights = method_parameters(cell.method, trunk, dict(cell.hyperparameters), codebook_size=codebook)
         kept = FLOAT_BYTES * (weights + trunk_parameters(trunk)) + RECORD_BYTES
         return DiskUse(kept=kept, while_running=FLOAT_BYTES * CHECKPOINT_COPIES * weights)
@@ -238,7 +239,7 @@ def packed_images_bytes(protocol: Protocol) -> int:
 def _weights_before_the_blocks(recipe: TokenClassification, cell: Cell, protocol: Protocol) -> int:
     """The embedding of the tokens, and the MLP's Linear behind it; heads are left out."""
     assert cell.tokenizer is not None
-    codebook = int(protocol.tokenizers[cell.tokenizer]["codebook_size"])
+    codebook = codebook_size(protocol, cell.tokenizer)
     if recipe.width is not None and recipe.hidden_width is not None:
         return codebook * recipe.width + recipe.width * recipe.hidden_width
     assert recipe.trunk is not None

@@ -9,28 +9,40 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from benchmark.job import Job, run_in_child
 from benchmark.runtime import Runtime
+from benchmark.stopping import STOPPING
 from protocols.errors import HarnessError
 
+DYING_SECONDS = 5.0  # in which a killed server answers no more and is not yet known to be dead
 ROOT = Path(__file__).parent.parent
 
 
 def start_forked(job: Job) -> ForkServerProcess:
-    """Start the job's cell. Raises HarnessError if the server that it is forked from has died."""
-    process = fork_server(job.runtime).Process(target=run_in_child, args=(job,), name=job.cell.id)
-    try:
-        process.start()
-    except (EOFError, ConnectionError) as error:
-        raise HarnessError(
-            f"the process that cells are started from has died ({type(error).__name__}); "
-            "its message stands above; `python -c 'import benchmark.worker'` shows it again"
-        ) from None
-    return process
+    """Start the job's cell, from another server if that one has been killed.
+
+    Raises HarnessError if servers die again and again, as they do whose imports fail.
+    """
+    deadline = None
+    while True:
+        process = fork_server(job.runtime).Process(target=run_in_child, args=(job,), name=job.cell.id)
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:
+            deadline = deadline or time.monotonic() + DYING_SECONDS
+            if time.monotonic() > deadline:
+                raise HarnessError(
+                    f"the process that cells are started from has died ({type(error).__name__}); "
+                    "its message stands above; `python -c 'import benchmark.worker'` shows it again"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return process
 
 
 def fork_server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
@@ -38,7 +50,8 @@ def fork_server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
 
     It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
     this process's path nor anything but the current folder. SIGINT and SIGHUP are ignored from its
-    first moment, for a terminal sends them to the whole group.
+    first moment, for a terminal sends them to the whole group; and SIGTERM, which systems send to all
+    processes of a job: cells end with it (worker.py), and could not save their step.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmark.worker", "benchmark.embedded_once"])
@@ -48,7 +61,7 @@ def fork_server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ |= threads
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
     try:
         os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
         forkserver.ensure_running()

@@ -10,6 +10,8 @@ import errno
 import hashlib
 import os
 import struct
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +22,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmark.disk_trouble import reading
 from benchmark.image_part import ImagePart
 from protocols.errors import HarnessError
 
 # What torchvision's ImageFolder takes; a file's content decides how it is decoded.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# Others that Pillow knows run programs (EPS calls Ghostscript), ask a server, or are no photographs.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "MPO")
+# A file of some bytes can state any size. From here on Pillow warns: 360 MB as it is decoded.
+MOST_PIXELS = 89_478_485
+# Pillow raises these on bytes that are cut, altered or no image at all.
+_UNREADABLE = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, Image.DecompressionBombError, LookupError,
+    MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
 MOST_NAMED = 10
 # Folders and lists are gone through side by side: on a network's file system the time goes into waiting.
 LISTING_THREADS = 16
@@ -73,16 +85,25 @@ class FilePart(ImagePart):
 def decoded(source: Path | IO[bytes], *, image_id: str) -> Image.Image:
     """The image in `source`, decoded whole. DamagedImage, under the name `image_id`, if that cannot be."""
     try:
-        with Image.open(source) as opened:
+        with reading(image_id), _opened(source) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} are more than {MOST_PIXELS:,} pixels")
             opened.load()
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {opened.mode}: only images of 8 bits a channel are read")
             return opened
-    # Pillow raises these on bytes that are cut, altered or no image at all.
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+    except HarnessError:
+        raise
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EINVAL):
             raise  # the disk's fault, not the file's
         raise DamagedImage(image_id, error) from None
+
+
+def _opened(source: Path | IO[bytes]) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is an error
+        return Image.open(source, formats=FORMATS)
 
 
 def class_folders(folder: Path, split_folder: str, *, data_set: str, name: str) -> FilePart:

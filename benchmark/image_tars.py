@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from benchmark.disk_trouble import reading
 from benchmark.image_files import DamagedImage, decoded, is_image_name
 from benchmark.image_part import ImagePart
 from protocols.errors import HarnessError
@@ -78,7 +79,8 @@ class TarPart(ImagePart):
         """The member at `position`, decoded whole."""
         image_id, size = self.image_ids[position], int(self.bytes_of_files[position])
         # One descriptor serves a process and those forked from it: reading at an offset moves nothing.
-        content = os.pread(_descriptor(self.archive), size, int(self.offsets[position]))
+        with reading(f"{self.archive.path}: {image_id}"):
+            content = os.pread(_descriptor(self.archive), size, int(self.offsets[position]))
         if len(content) != size:
             raise DamagedImage(image_id, f"{self.archive.path} ends before it does")
         return decoded(io.BytesIO(content), image_id=image_id)

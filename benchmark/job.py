@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ class Job:
 
     `sources` are the digests of the code as the run began; `redo_stale` drops checkpoints that come from
     other code, or other parents, than there are now. `known` is the cell's record as it was when this run
-    was decided on.
+    was decided on. `last_words` is where the process says what a disk did to it (benchmark/disk_trouble.py).
     """
 
     cell: Cell
@@ -30,10 +31,13 @@ class Job:
     data_root: Path | None = None
     redo_stale: bool = False
     known: Record | None = None
+    last_words: str = ""
 
 
 def run_in_child(job: Job) -> None:
     """The target of a child process: always ends by SystemExit with the worker's exit codes."""
+    # The server that it is forked from ignores it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from benchmark.worker import run_job
 
     run_job(job)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmark.classification import EVALUATION_BATCH, evaluation_batches
 from benchmark.image_part import ImagePart
+from benchmark.layout import FEATURES_NAME as FEATURES_NAME
 from benchmark.stage import CellContext
 from benchmark.token_work import READING, device_kind, libraries
 from protocols.files import sha256_of_file, write_atomically
@@ -33,7 +34,6 @@ from tokenizers.base import digest_of_tensors
 if TYPE_CHECKING:
     from benchmark.probe import FrozenTrunk
 
-FEATURES_NAME = "features"
 # Larger ones are computed anew: they would fill the disk with what is seldom read twice.
 MOST_KEPT_BYTES = 1024**3
 _HERE = Path(__file__).parent

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmark.classification import write_predictions
-from benchmark.kept_features import features_of
-from benchmark.probe import frozen_trunk, whitened
+from benchmark.probe import finite_features, frozen_trunk, whitened
 from benchmark.process_group import ShareDone, process_rank
 from benchmark.stage import CellContext, StageResult
 from protocols.recipes import NearestNeighbours
@@ -40,8 +39,8 @@ def run(context: CellContext) -> StageResult:
     labelled = context.images("training").first(recipe.labelled_images)
     evaluated = context.images(recipe.evaluated_part)
     frozen = frozen_trunk(context, features=recipe.features)
-    keys = features_of(labelled, frozen, recipe, context)
-    queries = features_of(evaluated, frozen, recipe, context)
+    keys = finite_features(labelled, frozen, recipe, context)
+    queries = finite_features(evaluated, frozen, recipe, context)
     if recipe.whiten:
         keys, queries = whitened(keys, queries)
     cosines, positions = nearest(

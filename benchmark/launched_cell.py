@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmark.cell_command import PROGRAM
 from benchmark.die_with_parent import PARENT_VARIABLE
+from benchmark.disk_trouble import LAST_WORDS_VARIABLE
 
 ROOT = PROGRAM.parent
 
@@ -23,9 +24,19 @@ class LaunchedCell:
     """
 
     def __init__(
-        self, words: Sequence[str], *, processes: int, threads: int, log: Path, devices: Sequence[str]
+        self,
+        words: Sequence[str],
+        *,
+        processes: int,
+        threads: int,
+        log: Path,
+        devices: Sequence[str],
+        last_words: str,
     ) -> None:
-        """`words` follow `run_benchmark.py`; `devices` are the GPUs to be seen, none on a CPU."""
+        """`words` follow `run_benchmark.py`; `devices` are the GPUs to be seen, none on a CPU.
+
+        `last_words` is where its processes say what a disk did to them.
+        """
         command = [
             sys.executable, "-m", "benchmark.elastic", "--standalone", "--local-addr=127.0.0.1",
             f"--nproc-per-node={processes}", "--max-restarts=0", str(PROGRAM), *words,
@@ -37,7 +48,7 @@ class LaunchedCell:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=_environment(devices, threads=threads),
+                env={**_environment(devices, threads=threads), LAST_WORDS_VARIABLE: last_words},
                 start_new_session=True,
             )
 

@@ -9,8 +9,11 @@ from protocols.errors import HarnessError
 
 ATTEMPTS_NAME = "attempts.jsonl"
 LOG_NAME = "log"
+LOCK_NAME = ".lock"  # of a cell, and of a run in the protocol's folder
 METRICS_NAME = "metrics.jsonl"
 STEP_COSTS_NAME = "step-costs.json"  # in the protocol's folder: what `plan --probe` measured
+TOKENS_NAME = "tokens"  # in the work dir, as is the next: stores serve every protocol and method
+FEATURES_NAME = "features"
 CHECKPOINTS_NAME = "checkpoints"
 ENCODING_NAME = "encoding"  # in the checkpoints' folder: what a tokenising cell has not finished
 BEGUN_NAME = "begun.json"  # in the checkpoints' folder: the code and the parents that they come from
@@ -56,7 +59,7 @@ def check_work_dir(work_dir: Path) -> None:
         name in ("tokens", "packed")
         or (work_dir / name / "cells").is_dir()
         or (work_dir / name / "leaderboard" / "patterns").is_dir()
-        or (work_dir / name / ".lock").is_file()
+        or (work_dir / name / LOCK_NAME).is_file()
         or (work_dir / name / STEP_COSTS_NAME).is_file()
         for name in entries
     )

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from benchmark.file_lock import try_lock
+from benchmark.file_lock import in_brackets, owner_of, try_lock
 from benchmark.recorded_ids import ids_of_record
 from benchmark.survey import is_locked
 from leaderboard.bundle import MANIFEST, PROTOCOL, Bundle, BundledCell
@@ -226,7 +226,10 @@ def _staging(folder: Path) -> Iterator[Path]:
     staging = home / STAGING_NAME
     with (home / LOCK_NAME).open("a") as lock:
         if not try_lock(lock):
-            raise HarnessError(f"another merge into {folder} is going on; give the command again after it")
+            owner = in_brackets(owner_of(home / LOCK_NAME))
+            raise HarnessError(
+                f"another merge{owner} into {folder} is going on; give the command again after it"
+            )
         shutil.rmtree(staging, ignore_errors=True)  # what a merge that was killed left
         staging.mkdir()
         try:

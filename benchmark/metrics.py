@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.layout import METRICS_NAME
+from protocols.files import append_line
 
 if TYPE_CHECKING:
     from tokenizers.clustering import FitIteration
 
 TAIL_BYTES = 4096
+_OF_FITTING = {"objective", "run", "runs", "iteration", "iterations"}
 EVERY_SECONDS = 1.0
 
 
@@ -57,23 +60,34 @@ class MetricsFile:
     def _write(self, phase: str, **values: float) -> None:
         if self._path is not None:
             values["seconds"] = round(values["seconds"], 3)
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"phase": phase, **values}) + "\n")
+            append_line(self._path, json.dumps({"phase": phase, **values}))
 
 
 def newest_metrics(folder: Path) -> dict[str, Any] | None:
-    """The last whole line of a cell's metrics file, None before the first."""
+    """The last whole line of a cell's metrics file, None before the first. Damaged ones are passed over."""
     try:
         with (folder / METRICS_NAME).open("rb") as stream:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(0, stream.tell() - TAIL_BYTES))
             lines = stream.read().split(b"\n")[:-1]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
-    if not lines:
-        return None
+    return next((metrics for line in reversed(lines) if (metrics := read_line(line)) is not None), None)
+
+
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """What a line of a metrics file says; None for one that was cut short, or damaged otherwise."""
     try:
-        newest: dict[str, Any] = json.loads(lines[-1])
-    except json.JSONDecodeError:  # a line that a full disk cut short; the next one will be whole
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return newest
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("phase", ""), str):
+        return None
+    needed = {"step", "steps", "seconds"} | (_OF_FITTING if "objective" in metrics else {"images_per_second"})
+    if "phase" not in metrics:
+        needed |= {"loss"}
+    return metrics if all(_is_number(metrics.get(name)) for name in needed) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,6 +2,7 @@
 
     WORK_DIR/packed/DATA_SET-DIGEST-SIZE/
         pixels.npy      uint8 (n, S, S, 3): row i is the image at position i of the part
+        sums.npy        uint64 (n,): the sum of each row, which every reading of the row is held against
         manifest.json   of which images, made with what, and the SHA-256 of every shard of rows; written last
 
 A pack holds what `square_pixels` gives for the stored images, to the bit: whoever reads it and whoever
@@ -11,8 +12,8 @@ others is not used. benchmark/packing.py makes packs. Shapes: B images of (3, S,
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import os
 import weakref
 from functools import cache
@@ -25,12 +26,14 @@ import PIL
 from PIL import features
 from pydantic import Field, ValidationError
 
+from benchmark.disk_trouble import reading
 from benchmark.image_part import ImagePart
 from protocols.errors import HarnessError
 from protocols.frozen import Frozen, PositiveInt, digest_of
 
 PACKED_NAME = "packed"  # in the work dir: packs serve every protocol and method
 PIXELS_NAME = "pixels.npy"
+SUMS_NAME = "sums.npy"
 MANIFEST_NAME = "manifest.json"
 DIGEST_CHARACTERS = 12
 REMADE = "give the command pack with --verify, or read the files with --images files"
@@ -46,7 +49,10 @@ class UnusablePack(HarnessError):
 
 
 class PackManifest(Frozen):
-    """What a pack holds. `data_digest` and `listing_digest` are the part's; `digest` is of all the rest."""
+    """What a pack holds. `data_digest` and `listing_digest` are the part's; `digest` is of all the rest.
+
+    `sums` is the SHA-256 of the rows' sums, empty in a pack from before there were any.
+    """
 
     schema_version: Literal[1] = 1
     data_set: str
@@ -58,6 +64,7 @@ class PackManifest(Frozen):
     decoders: dict[str, str]
     images_per_shard: PositiveInt
     shards: Annotated[tuple[Sha256, ...], Field(strict=False)]
+    sums: Sha256 | Literal[""] = ""
     digest: str = ""
 
     def sealed(self) -> Self:
@@ -65,8 +72,9 @@ class PackManifest(Frozen):
         return self.model_copy(update={"digest": self.content_digest()})
 
     def content_digest(self) -> str:
-        """SHA-256 over every field but `digest`."""
-        return digest_of(self.model_dump(mode="json", exclude={"digest"}))
+        """SHA-256 over every field but `digest`, and `sums` where there are none."""
+        left_out = {"digest"} if self.sums else {"digest", "sums"}
+        return digest_of(self.model_dump(mode="json", exclude=left_out))
 
 
 class PackedImages:
@@ -78,6 +86,7 @@ class PackedImages:
 
     def __init__(self, folder: Path, manifest: PackManifest) -> None:
         self.folder, self.manifest = folder, manifest
+        self._sums = _read_sums(folder, manifest)
         self._file = os.open(folder / PIXELS_NAME, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
@@ -91,11 +100,15 @@ class PackedImages:
         for row, position in zip(rows, positions.tolist(), strict=True):
             if not 0 <= position < self.manifest.images:
                 raise IndexError(f"position {position} of {self.manifest.images} packed images")
-            if (
-                os.preadv(self._file, [row.data], place_of(position, self.manifest.images, size))
-                != row.nbytes
-            ):
+            with reading(self.folder / PIXELS_NAME):
+                found = os.preadv(self._file, [row.data], place_of(position, self.manifest.images, size))
+            if found != row.nbytes:
                 raise UnusablePack(f"{self.folder / PIXELS_NAME}: cut short while it was in use; {REMADE}")
+            if self._sums is not None and row_sum(row) != self._sums[position]:
+                raise UnusablePack(
+                    f"{self.folder / PIXELS_NAME}: damaged: the image at position {position} is not as it "
+                    f"was written; {REMADE}"
+                )
         return rows.transpose(0, 3, 1, 2)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -132,14 +145,44 @@ def read_manifest(folder: Path) -> PackManifest | None:
     """The manifest of the pack in `folder`, None without one. UnusablePack if it is not as it was written."""
     path = folder / MANIFEST_NAME
     try:
-        manifest = PackManifest.model_validate(json.loads(path.read_bytes()))
+        manifest = PackManifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, ValidationError, RecursionError):
+    except (ValueError, ValidationError, RecursionError, IsADirectoryError):
         raise UnusablePack(f"{path}: damaged: no manifest of a pack can be read from it; {REMADE}") from None
     if manifest.digest != manifest.content_digest():
         raise UnusablePack(f"{path}: damaged: its digest is not that of its content; {REMADE}")
     return manifest
+
+
+def row_sum(row: npt.NDArray[np.uint8]) -> int:
+    """The sum of an image's bytes, taken as words of 64 bits, modulo 2**64: any one changed bit changes it.
+
+    A digest would take longer than all else that reading a row takes.
+    """
+    flat = row.reshape(-1)
+    whole = flat.size // 8 * 8
+    words = int(flat[:whole].view("<u8").sum(dtype=np.uint64))
+    return (words + int.from_bytes(flat[whole:].tobytes(), "little")) % 2**64
+
+
+def sums_content(sums: npt.ArrayLike) -> bytes:
+    """The file of the rows' sums, (n,)."""
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(sums, dtype="<u8"), allow_pickle=False)
+    return stream.getvalue()
+
+
+def _read_sums(folder: Path, manifest: PackManifest) -> npt.NDArray[np.uint64] | None:
+    """The rows' sums, None where the pack has none. UnusablePack if they are not as they were written."""
+    if not manifest.sums:
+        return None
+    path = folder / SUMS_NAME
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != manifest.sums:
+        raise UnusablePack(f"{path}: damaged: it is not as it was written; {REMADE}")
+    sums: npt.NDArray[np.uint64] = np.load(io.BytesIO(content), allow_pickle=False)
+    return sums
 
 
 def check_decoders(folder: Path, made_with: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ from benchmark.packed import (
     MANIFEST_NAME,
     PACKED_NAME,
     PIXELS_NAME,
+    SUMS_NAME,
     PackManifest,
     UnusablePack,
     check_decoders,
@@ -38,10 +39,12 @@ from benchmark.packed import (
     pack_folder,
     place_of,
     read_manifest,
+    row_sum,
+    sums_content,
 )
 from benchmark.shard_processes import in_processes
 from protocols.errors import HarnessError
-from protocols.files import sync_folder, write_atomically
+from protocols.files import naming, remove_leftovers, sha256_of_file, sync_folder, write_atomically
 from tokenizers.shards import Shards
 
 PACK_SHARD_IMAGES = 512  # 77 MB at 224 x 224: seconds of one process's work
@@ -74,6 +77,7 @@ class _Shard:
     shard: int
     digest: str | None
     damaged: tuple[DamagedRow, ...] = ()
+    sums: tuple[int, ...] = ()
 
 
 class Packing:
@@ -125,7 +129,7 @@ class Packing:
         progress(Progress("packing", 0, total))
         for made in in_processes(self._make_shard, open_shards, workers=workers):
             if made.digest is not None:
-                self.shards.mark_done(made.shard, sha256=made.digest)
+                self.shards.mark_done(made.shard, sha256=made.digest, sums=made.sums)
             damaged += made.damaged
             done += len(self.shards.span(made.shard))
             progress(Progress("packing", done, total))
@@ -153,13 +157,13 @@ class Packing:
             progress(Progress("verifying", read, total))
             if found.digest != digests[found.shard]:
                 differing.append(found.shard)
-        is_formed = self._is_formed(folder / PIXELS_NAME)
+        is_formed = self._is_formed(folder / PIXELS_NAME) and self._has_sums(folder)
         if differing:
             named = ", ".join(map(str, sorted(differing)[:MOST_NAMED]))
             more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
             say(f"not as it was written, and made anew: shard {named}{more} of {self.shards.count}")
         elif not is_formed and folder == self.folder:
-            say(f"{folder / PIXELS_NAME}: its header or its length is not as it was written, and made anew")
+            say(f"{folder}: a header, a length or the rows' sums are not as they were written, and made anew")
         # The manifest goes last: whatever ends this command before, the next one finds the damage again.
         for shard in differing:
             self._shards_in(folder).mark_open(shard)
@@ -195,6 +199,7 @@ class Packing:
         if self.unfinished.exists() and not self.shards.is_prepared():
             say(f"{self.unfinished}: unfinished work of another kind (other decoders, say) is dropped")
         self.shards.prepare()
+        remove_leftovers(self.unfinished, older_than=0.0)
 
     def _shards_in(self, folder: Path) -> Shards:
         return Shards(
@@ -226,9 +231,11 @@ class Packing:
         path.touch()
         found = path.stat().st_size
         for shard in range(self.shards.count):
-            if self._place(shard).stop > found:
+            # A shard from before rows had sums is made again, too.
+            is_lost = self._place(shard).stop > found
+            if is_lost or (self.shards.is_done(shard) and "sums" not in self.shards.facts(shard)):
                 self.shards.mark_open(shard)
-        with path.open("r+b") as stream:
+        with naming(path), path.open("r+b") as stream:
             stream.write(header_of(len(self.images), self.size))
             stream.truncate(self.bytes)
 
@@ -239,6 +246,14 @@ class Packing:
             return False
         with path.open("rb") as stream:
             return stream.read(len(header)) == header
+
+    def _has_sums(self, folder: Path) -> bool:
+        """True if the rows' sums, of a whole pack that has them, are as they were written."""
+        manifest = read_manifest(folder) if folder == self.folder else None
+        if manifest is None or not manifest.sums:
+            return True
+        path = folder / SUMS_NAME
+        return path.is_file() and sha256_of_file(path) == manifest.sums
 
     def _place(self, shard: int) -> range:
         """The shard's bytes in the file."""
@@ -251,7 +266,9 @@ class Packing:
     def _make_shard(self, shard: int) -> _Shard:
         """Decode the shard's images into their rows, which are on disk when this returns."""
         digest, damaged = hashlib.sha256(), list[DamagedRow]()
-        with (self.unfinished / PIXELS_NAME).open("r+b") as stream:
+        sums = list[int]()
+        path = self.unfinished / PIXELS_NAME
+        with naming(path), path.open("r+b") as stream:
             stream.seek(self._place(shard).start)
             for position in self.shards.span(shard):
                 try:
@@ -263,10 +280,11 @@ class Packing:
                     continue  # the shard stays open: what is of interest is who else is damaged
                 row = np.ascontiguousarray(square_pixels(image, self.size).transpose(1, 2, 0))
                 digest.update(row.data)
+                sums.append(row_sum(row))
                 stream.write(row.data)
             stream.flush()
             os.fsync(stream.fileno())
-        return _Shard(shard, None if damaged else digest.hexdigest(), tuple(damaged))
+        return _Shard(shard, None if damaged else digest.hexdigest(), tuple(damaged), tuple(sums))
 
     def _read_shard(self, folder: Path, shard: int) -> _Shard:
         """The digest of the shard's rows as they are on disk."""
@@ -283,6 +301,7 @@ class Packing:
     def _finish(self) -> None:
         """Every shard is whole: say so, and give the folder its name."""
         facts = [self.shards.facts(shard) for shard in range(self.shards.count)]
+        sums = sums_content([one for shard in facts for one in shard["sums"]])
         manifest = PackManifest(
             data_set=self.images.data_set,
             data_digest=self.images.digest,
@@ -293,7 +312,9 @@ class Packing:
             decoders=decoders(),
             images_per_shard=self.shards.size,
             shards=tuple(str(one["sha256"]) for one in facts),
+            sums=hashlib.sha256(sums).hexdigest(),
         ).sealed()
+        write_atomically(self.unfinished / SUMS_NAME, sums)
         (self.unfinished / DAMAGED_NAME).unlink(missing_ok=True)
         write_atomically(self.unfinished / MANIFEST_NAME, manifest.model_dump_json(indent=1) + "\n")
         self.unfinished.rename(self.folder)

@@ -17,12 +17,14 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from benchmark.disk_trouble import DiskTrouble
 from protocols.errors import HarnessError
 
 POLL_SECONDS = 0.2
 LEAVE_SECONDS = 30.0
 CONNECT = timedelta(seconds=300)
-_OVER, _FAILED = "over", "failed"
+WAIT_SECONDS = 86_400.0  # the longest is for the first process to fit a codebook, or to read all images alone
+_OVER, _FAILED, _DISK = "over", "failed", "disk"
 
 
 class CellEnded(Exception):
@@ -55,11 +57,18 @@ class Peers:
     def wait(self, key: str) -> None:
         """Return when somebody has set `key`.
 
-        CellEnded if the cell ended first, HarnessError if another process said that it failed.
+        CellEnded if the cell ended first, HarnessError if another process said that it failed, or has said
+        nothing for a day.
         """
         assert self.store is not None
+        deadline = time.monotonic() + WAIT_SECONDS
         while not self.store.check([key]):
             self.check()
+            if time.monotonic() > deadline:
+                raise HarnessError(
+                    f"another process of this cell did not come to {key!r} within {WAIT_SECONDS / 3600:g} h: "
+                    "it hangs, or its machine is gone; end it, and give the command again with --redo-failed"
+                )
             time.sleep(POLL_SECONDS)
 
     def of_cell(self, cell_id: str) -> Peers:
@@ -86,15 +95,17 @@ class Peers:
             while not self.has_ended():
                 time.sleep(POLL_SECONDS)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, is_of_disk: bool = False) -> None:
         """Whoever waits for this process learns that it has failed, and why."""
         if self.store is not None:
             with suppress(dist.DistError, RuntimeError):
-                self.store.set(_FAILED, f"rank {self.rank}: {reason[:2000]}")
+                self.store.set(_DISK if is_of_disk else _FAILED, f"rank {self.rank}: {reason[:2000]}")
 
     def check(self) -> None:
-        """CellEnded if the cell has ended, HarnessError if another process of it failed."""
+        """CellEnded if the cell has ended, HarnessError if another process of it failed, or its disk."""
         if self.store is not None:
+            if self.store.check([_DISK]):
+                raise DiskTrouble(self.store.get(_DISK).decode())
             if self.store.check([_FAILED]):
                 raise HarnessError(f"another process of this cell failed: {self.store.get(_FAILED).decode()}")
             if self.store.check([_OVER]):

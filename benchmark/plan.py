@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class Cell:
     views: tuple[str, ...] = ()
     is_modified: bool = False
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Readable parts, then 12 hex digits of the SHA-256 over all that moves this cell's numbers."""
         identity = {

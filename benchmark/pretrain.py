@@ -129,7 +129,7 @@ def run(context: CellContext) -> StageResult:
         objective=PretrainingObjective(method, mean=protocol.data.mean, std=protocol.data.std),
         weights=method,
         undecayed=method.no_weight_decay(),
-        images=len(images),
+        images=images,
         make_batch=make_batch,
     )
     artefacts = {

@@ -23,14 +23,17 @@ from benchmark.classification import (
     EVALUATION_BATCH,
     Classification,
     backbone_of,
+    check_images,
     evaluation_result,
+    is_finite,
     predict,
 )
+from benchmark.image_part import ImagePart
 from benchmark.kept_features import features_of
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from methods.trunk import build_trunk, compile_each
-from protocols.recipes import LinearProbe
+from protocols.recipes import LinearProbe, NearestNeighbours
 from tokenizers.base import digest_of_tensors
 from tokenizers.kmeans import Whitening
 
@@ -101,14 +104,14 @@ def run(context: CellContext) -> StageResult:
     labelled = context.images("training", transfer_set=recipe.transfer_set).first(recipe.labelled_images)
     evaluated = context.images(recipe.evaluated_part, transfer_set=recipe.transfer_set)
     frozen = frozen_trunk(context, features=recipe.features)
-    evaluated_features = features_of(evaluated, frozen, recipe, context)
+    evaluated_features = finite_features(evaluated, frozen, recipe, context)
     make_batch: MakeBatch
     if recipe.resized_crop_scale is not None or recipe.horizontal_flip:
         classifier = seeded_classifier(evaluated_features, len(labelled.classes), seed=context.seed)
         objective: Classification = ClassificationOfImages(classifier, frozen)
         make_batch = AugmentedBatches(labelled, training_transform(recipe, protocol.data), seed=context.seed)
     else:
-        features = features_of(labelled, frozen, recipe, context)
+        features = finite_features(labelled, frozen, recipe, context)
         if recipe.whiten:
             features, evaluated_features = whitened(features, evaluated_features)
         classifier = seeded_classifier(features, len(labelled.classes), seed=context.seed)
@@ -120,11 +123,21 @@ def run(context: CellContext) -> StageResult:
         objective=objective,
         weights=classifier,
         undecayed=set(),
-        images=len(labelled),
+        images=labelled,
         make_batch=make_batch,
     )
-    predicted = predict(classifier, evaluated_features.split(EVALUATION_BATCH), device=device)
+    inputs = evaluated_features.split(EVALUATION_BATCH)
+    predicted = predict(classifier, inputs, device=device, image_ids=evaluated.image_ids)
     return evaluation_result(context, result, evaluated, predicted)
+
+
+def finite_features(
+    images: ImagePart, frozen: FrozenTrunk, recipe: LinearProbe | NearestNeighbours, context: CellContext
+) -> Tensor:
+    """As `features_of`. HarnessError for features that are not finite, naming the images."""
+    features = features_of(images, frozen, recipe, context)
+    check_images(is_finite(features), images.image_ids, what="features of the frozen trunk")
+    return features
 
 
 def frozen_trunk(context: CellContext, *, features: Literal["patch-mean", "class-token"]) -> FrozenTrunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -10,11 +11,15 @@ from torch import nn
 
 from benchmark.batches import Batch, StepDataset, Steps
 from benchmark.engine import Training, TrainingResult, train
+from benchmark.image_part import ImagePart
 from benchmark.optim import build_optimizer, build_schedule
+from benchmark.out_of_memory import RanOutOfMemory, out_of_memory
 from benchmark.process_group import ShareDone, process_rank
 from benchmark.stage import CellContext
 from benchmark.step_choices import computed_as_chosen
 from protocols.recipes import Optimisation
+
+log = logging.getLogger(__name__)
 
 
 def train_recipe(
@@ -24,17 +29,18 @@ def train_recipe(
     objective: nn.Module,
     weights: nn.Module,
     undecayed: set[str],
-    images: int,
+    images: ImagePart,
     make_batch: Callable[[npt.NDArray[np.int64], int], Batch],
     layer_decay: float | None = None,
 ) -> TrainingResult:
-    """Train `weights` (a part of `objective`) on `images` images under `recipe`, in the cell's folder.
+    """Train `weights` (a part of `objective`) on `images` under `recipe`, in the cell's folder.
 
     `undecayed` names parameters of `weights`. `make_batch` maps positions and an epoch to a batch.
-    Raises what `benchmark.engine.train` raises; ShareDone after it in all processes but the first.
+    Raises what `benchmark.engine.train` raises, or OutOfMemory with what would fit; ShareDone after it in all
+    processes but the first.
     """
     runtime = context.runtime
-    steps = Steps(images, recipe.global_batch, recipe.epochs, context.seed)
+    steps = Steps(len(images), recipe.global_batch, recipe.epochs, context.seed)
     data = StepDataset(
         steps,
         make_batch,
@@ -54,10 +60,26 @@ def train_recipe(
         seed=context.seed,
         folder=context.folder,
         stop=context.stop,
+        images=images,
     )
     with computed_as_chosen(objective, data.first_batch, runtime) as ran:
         context.ran["compile"] = ran.compile
-        result = train(training, runtime)
+        try:
+            result = train(training, runtime)
+            ran_out = None
+        except RanOutOfMemory as error:
+            log.warning("%s", error)
+            ran_out = {"step": error.step, "steps": error.steps, "images": error.images}
+        if ran_out is not None:
+            # Outside the handler: its exception holds the frames, and so the tensors, that ran out.
+            raise out_of_memory(
+                **ran_out,
+                objective=objective,
+                optimizer=optimizer,
+                make_batch=lambda count: make_batch(steps.positions(0)[:count], 0),
+                runtime=runtime,
+                recipe=recipe,
+            )
     if process_rank():
         raise ShareDone
     return result

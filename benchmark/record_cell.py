@@ -7,7 +7,7 @@ import resource
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from benchmark import provenance
 from benchmark.layout import ATTEMPTS_NAME, cell_folder
@@ -26,6 +26,7 @@ from leaderboard.record import (
     read_record,
     write_record,
 )
+from protocols.files import append_line
 from protocols.schema import Protocol, slice_values
 
 if TYPE_CHECKING:
@@ -36,26 +37,25 @@ Outcome = Literal["done", "failed", "interrupted"]
 
 def note_attempt(folder: Path, **event: str) -> None:
     """Append the start or the end of an attempt; a start without an end was killed."""
-    with (folder / ATTEMPTS_NAME).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **event}) + "\n")
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    append_line(folder / ATTEMPTS_NAME, json.dumps({"at": at, **event}))
 
 
 def read_attempts(folder: Path, *, ending: Outcome) -> tuple[Attempt, ...]:
     """All attempts at the cell so far, one that is still open as ending now, in `ending`.
 
-    A line that a kill cut short is passed over. A killed attempt's end is when the next one began.
+    A line that was cut short, by a kill or a full disk, or damaged otherwise is passed over. A killed attempt's end is when the next one began.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        lines = (folder / ATTEMPTS_NAME).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = (folder / ATTEMPTS_NAME).read_bytes().splitlines()
+    except (FileNotFoundError, IsADirectoryError):
         return ()
     attempts: list[Attempt] = []
     started: str | None = None
     for line in lines:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+        event = _event(line)
+        if event is None:
             continue
         if event["event"] == "start":
             if started is not None:
@@ -67,6 +67,16 @@ def read_attempts(folder: Path, *, ending: Outcome) -> tuple[Attempt, ...]:
     if started is not None:
         attempts.append(Attempt(started=started, ended=now, outcome=ending))
     return tuple(attempts)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """What a line says, None if that is not what `note_attempt` writes."""
+    try:
+        event = json.loads(line)
+        datetime.fromisoformat(event["at"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return event if event.get("event") in ("start", *get_args(Outcome)) else None
 
 
 def write_cell_record(
@@ -82,10 +92,12 @@ def write_cell_record(
     device: str = "",
     peak_memory_bytes: int | None = None,
     was_killed: bool = False,
+    is_kept: bool = True,
 ) -> Record:
     """Build and write the record of `cell`; `was_killed` says that its process ended without a word.
 
-    `sources` are the digests of the code that made it, by default of the code as it is.
+    `sources` are the digests of the code that made it, by default of the code as it is. Without `is_kept`
+    nothing is written: another process has the cell.
     """
     sources = present_sources() if sources is None else sources
     outcome: Outcome = "done" if status == "done" else "failed"
@@ -126,8 +138,7 @@ def write_cell_record(
         status=status,
         error=error,
     )
-    write_record(folder, record)
-    return record
+    return write_record(folder, record) if is_kept else record
 
 
 def resolved_values(cell: Cell, protocol: Protocol) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from benchmark.die_with_parent import die_with_parent
 from protocols.errors import HarnessError
 
 Result = TypeVar("Result")
+SHARD_SECONDS = 1800.0  # the longest that one of all shards at work may take to be finished
 
 
 def in_processes(work: Callable[[int], Result], shards: Sequence[int], *, workers: int) -> Iterator[Result]:
@@ -37,7 +38,15 @@ def in_processes(work: Callable[[int], Result], shards: Sequence[int], *, worker
             sender.close()
             running[receiver] = process
         while running:
-            for receiver in [one for one in wait(list(running)) if isinstance(one, Connection)]:
+            ready = wait(list(running), timeout=SHARD_SECONDS)
+            if not ready:
+                pids = ", ".join(str(one.pid) for one in running.values())
+                raise HarnessError(
+                    f"the reading processes {pids} finished nothing for {SHARD_SECONDS:g} s: look whether "
+                    "the disk or network that holds the images answers; what was finished is kept: give "
+                    "the command again"
+                )
+            for receiver in [one for one in ready if isinstance(one, Connection)]:
                 try:
                     result = receiver.recv()
                 except EOFError:
@@ -49,7 +58,7 @@ def in_processes(work: Callable[[int], Result], shards: Sequence[int], *, worker
                 yield result
     finally:
         for left in running.values():
-            left.terminate()
+            left.kill()  # one that is stopped takes no other signal, and would be waited for
         for receiver, left in running.items():
             left.join()
             receiver.close()

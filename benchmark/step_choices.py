@@ -61,14 +61,19 @@ def computed_as_chosen(
             _make_eager(objective)
 
 
-def _fault_of_compiler(objective: nn.Module, batch: Batch, runtime: Runtime) -> str | None:
-    """Forward and backward once; what the compiler says if it fails, None if all was compiled."""
+def forward_and_backward(objective: nn.Module, batch: Batch, runtime: Runtime) -> None:
+    """The gradients of one micro-batch, added to those that are there, in the runtime's precision."""
     objective.to(runtime.device).train()
     batch = {name: value.to(runtime.device) for name, value in batch.items()}
+    with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16"):
+        loss: Tensor = objective.loss(batch)  # type: ignore[operator]
+    loss.backward()
+
+
+def _fault_of_compiler(objective: nn.Module, batch: Batch, runtime: Runtime) -> str | None:
+    """Forward and backward once; what the compiler says if it fails, None if all was compiled."""
     try:
-        with torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.precision == "bf16"):
-            loss: Tensor = objective.loss(batch)  # type: ignore[operator]
-        loss.backward()
+        forward_and_backward(objective, batch, runtime)
     except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return lines[0] if lines else type(error).__name__

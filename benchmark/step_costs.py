@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
+from benchmark.equal_compute import codebook_size
 from benchmark.layout import STEP_COSTS_NAME
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
@@ -214,7 +215,7 @@ def step_shape(cell: Cell, protocol: Protocol) -> dict[str, Any] | None:
         shape["trunk"] = protocol.trunk_spec(cell.trunk, drop_path=drop_path).model_dump(mode="json")
     if cell.stage in ("pretrain", "token-classification"):
         assert cell.tokenizer is not None
-        shape["codebook_size"] = int(protocol.tokenizers[cell.tokenizer]["codebook_size"])
+        shape["codebook_size"] = codebook_size(protocol, cell.tokenizer)
     if cell.stage == "pretrain":
         shape |= {"method": cell.method, "hyperparameters": dict(cell.hyperparameters)}
     if isinstance(recipe, FineTuning):
@@ -241,7 +242,7 @@ def read_kept(path: Path) -> tuple[Kept, ...]:
         return _File.model_validate_json(path.read_bytes()).measured
     except FileNotFoundError:
         return ()
-    except (ValidationError, UnicodeDecodeError) as error:
+    except (ValidationError, UnicodeDecodeError, IsADirectoryError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not text"
         raise DamagedCosts(
             f"{path}: damaged ({first}); delete it, or measure anew with plan --probe"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmark.file_lock import try_lock
+from benchmark.file_lock import owner_of, try_lock
 from benchmark.inputs import Missing, missing_inputs
-from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, cell_folder, has_progress
+from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOCK_NAME, cell_folder, has_progress
 from benchmark.metrics import newest_metrics
 from benchmark.plan import Cell
 from leaderboard.origins import read_origin
-from leaderboard.record import PREDICTIONS_NAME, Record, read_record
+from leaderboard.record import PREDICTIONS_NAME, Record, all_faults, read_record
 from leaderboard.staleness import stale_reasons
 from methods import list_methods, method_spec
 from protocols.errors import HarnessError
@@ -120,7 +120,8 @@ def _state(
     if cell.id in damaged:
         return "damaged", (damaged[cell.id],)
     if is_locked(folder):
-        return "running", ()
+        owner = owner_of(folder / LOCK_NAME)
+        return "running", (f"by {owner}",) if owner else ()
     if record is not None and record.status == "done":
         lost = missing_artefacts(record, folder)
         if cell.id in merged:
@@ -145,6 +146,13 @@ def _state(
     if not changed and stale_parents:
         changed = f"it was begun on its parent {stale_parents[0]}, which is stale"
     return ("stale", (changed,)) if changed else ("resumable", ())
+
+
+def refuse_damaged(states: Sequence[CellState]) -> None:
+    """HarnessError that names every record that cannot be used, with its remedy."""
+    faults = [one.reasons[0] for one in states if one.state == "damaged" and one.record is None]
+    if faults:
+        raise HarnessError(all_faults(faults))
 
 
 def missing_artefacts(record: Record, folder: Path) -> list[str]:
@@ -208,9 +216,12 @@ def changed_since_begun(folder: Path, now: Mapping[str, str]) -> str | None:
         return None
     try:
         begun = json.loads((checkpoints / BEGUN_NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    changed = [name for name, digest in now.items() if isinstance(begun, dict) and begun.get(name) != digest]
+    except (FileNotFoundError, ValueError, RecursionError, IsADirectoryError):
+        begun = None
+    if not isinstance(begun, dict):
+        path = checkpoints / BEGUN_NAME
+        return f"it may have been begun with other code or parents ({path} is missing or damaged)"
+    changed = [name for name, digest in now.items() if begun.get(name) != digest]
     if not changed:
         return None
     kind, _, name = changed[0].partition(":")
@@ -224,7 +235,7 @@ def changed_since_begun(folder: Path, now: Mapping[str, str]) -> str | None:
 def is_locked(folder: Path) -> bool:
     """True while a process runs the cell in `folder`."""
     try:
-        lock = (folder / ".lock").open()
+        lock = (folder / LOCK_NAME).open()
     except FileNotFoundError:
         return False
     with lock:

@@ -103,13 +103,14 @@ def run(context: CellContext) -> StageResult:
         objective=Classification(classifier, label_smoothing=recipe.label_smoothing),
         weights=classifier,
         undecayed=set(classifier.no_weight_decay()) if isinstance(classifier, VisionTransformer) else set(),
-        images=len(labelled),
+        images=labelled,
         make_batch=StoredTokens(labelled_store, labelled),
     )
     most_likely = most_likely_classes(
         classifier.eval(),
         StoredTokens(evaluated_store, evaluated).in_order(),
         device=context.runtime.device,
+        image_ids=evaluated.image_ids,
     )
     return evaluation_result(context, result, evaluated, most_likely[:, 0], most_likely=most_likely)
 

@@ -2,7 +2,7 @@
 
 Of several processes the first one has the lock, measures and records; the others train, or encode, with it.
 Exit codes: 0 done, 1 failed (recorded), 143 interrupted (nothing recorded: it goes on next time), 75
-another process runs this cell.
+another process runs this cell, 74 a disk is full, read-only or broken (nothing recorded either).
 """
 
 from __future__ import annotations
@@ -16,29 +16,33 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
 from benchmark import finetune, knn, pretrain, probe, provenance, token_classification, tokenise
 from benchmark.allocator import keep_freed_memory
+from benchmark.between_steps import TrainingDiverged
 from benchmark.checkpoint import clear_checkpoints
-from benchmark.file_lock import try_lock
+from benchmark.die_with_parent import die_with_parent
+from benchmark.disk_trouble import DISK, LAST_WORDS_VARIABLE, DiskTrouble, disk_trouble, say_last
+from benchmark.file_lock import held_lock, in_brackets, is_in_place, owner_of
 from benchmark.interrupt import Interrupted, StopFlag
 from benchmark.job import Job
-from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOG_NAME
+from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOCK_NAME, LOG_NAME
 from benchmark.peers import CellEnded, Peers, launched
 from benchmark.process_group import ShareDone, join
+from benchmark.readers import named_readers
 from benchmark.record_cell import note_attempt, write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
 from benchmark.survey import begun_with, changed_since_begun, present_sources
 from leaderboard.record import RECORD_NAME, read_record
 from protocols.errors import HarnessError
-from protocols.files import write_atomically
+from protocols.files import remove_leftovers, write_atomically
 
 STAGES = {
     "tokenise": tokenise.run,
@@ -52,6 +56,10 @@ LOCKED = 75
 LOCK_SECONDS = 10.0
 LAUNCHER_SECONDS = 2.0  # torchrun looks at its processes ten times a second
 log = logging.getLogger(__name__)
+
+
+class RunElsewhere(Exception):
+    """Another process runs the cell, or may do so: nothing is recorded here."""
 
 
 def run_job(job: Job) -> None:
@@ -76,23 +84,42 @@ def run_here(job: Job, peers: Peers, *, is_alone: bool = False) -> int:
         data_root=job.data_root,
         peers=peers,
     )
-    context.folder.mkdir(parents=True, exist_ok=True)
-    _redirect_output(context.folder / LOG_NAME, rank=peers.rank)
-    with cell_lock(context.folder) if peers.rank == 0 else nullcontext(True) as is_ours:
-        if not is_ours:
-            log.info("another process runs this cell")
+    outcry = os.dup(2) if is_alone else None
+    try:
+        return _run_locked(job, context, is_alone=is_alone)
+    except RunElsewhere as error:
+        # Not in the log: that is the other one's now.
+        if outcry is not None:
+            os.write(outcry, f"error: {error}\n".encode())
+        return LOCKED
+    except Exception as error:
+        trouble = disk_trouble(error, context.folder)
+        if trouble is None:
+            raise
+        _cry_out(trouble, job, outcry)
+        return DISK
+
+
+def _run_locked(job: Job, context: CellContext, *, is_alone: bool) -> int:
+    """Run the job's cell under its lock, with all output in its log; returns the exit code."""
+    peers = context.peers
+    with cell_lock(context.folder) if peers.rank == 0 else nullcontext() as lock:
+        if peers.rank == 0 and lock is None:
             peers.end()
-            return LOCKED
+            owner = owner_of(context.folder / LOCK_NAME)
+            raise RunElsewhere(f"another process{in_brackets(owner)} runs {context.cell.id}")
+        _redirect_output(context.folder / LOG_NAME, rank=peers.rank)
         try:
             if peers.rank == 0:
                 record = read_record(context.folder)
                 if record is not None and record.status == "done" and record != job.known:
                     log.info("another process has done this cell meanwhile")
                     return 0
+                _clear_leftovers(context.folder)
                 # An earlier failure's record must not pass for this attempt's.
                 (context.folder / RECORD_NAME).unlink(missing_ok=True)
             context.stop.listen(is_alone=is_alone)
-            return run_cell(context, slot=job.slot, redo_stale=job.redo_stale)
+            return run_cell(context, slot=job.slot, redo_stale=job.redo_stale, lock=lock)
         except Interrupted as stopped:
             if peers.rank == 0:
                 note_attempt(context.folder, event="interrupted")
@@ -103,14 +130,19 @@ def run_here(job: Job, peers: Peers, *, is_alone: bool = False) -> int:
                 peers.end()
 
 
-def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -> int:
-    """Run one cell here and write its record; returns the exit code. Interrupted passes through."""
+def run_cell(
+    context: CellContext, *, slot: int = 0, redo_stale: bool = False, lock: IO[Any] | None = None
+) -> int:
+    """Run one cell here and write its record; returns the exit code. Interrupted passes through.
+
+    `lock` is the cell's own. Without it nothing is recorded: somebody else may run the cell by now.
+    """
     cell, protocol, runtime, peers = context.cell, context.protocol, context.runtime, context.peers
     try:
         if peers.rank == 0:
             note_attempt(context.folder, event="start", pid=str(os.getpid()))
             _check_sources(context)
-            _check_begun(context, redo_stale=redo_stale)
+            check_begun(context, redo_stale=redo_stale)
         if cell.stage != "tokenise":
             # First of all: what another process records of its failure, the first one would have removed.
             peers.wait_for_all("ready")
@@ -120,11 +152,13 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
             return 0
         if cell.stage != "tokenise":
             join(peers, device=runtime.device)
-        result = STAGES[cell.stage](context)
+        with named_readers():
+            result = STAGES[cell.stage](context)
         peak = torch.cuda.max_memory_allocated() if runtime.device == "cuda" else None
         device = torch.cuda.get_device_name() if peak is not None else provenance.environment()["cpu"]
         # A signal that comes now waits: the work is done, and its record is a moment away.
         with context.stop.deferred():
+            _check_in_place(lock, context.folder)
             write_cell_record(
                 cell,
                 protocol,
@@ -136,8 +170,9 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
                 device=device,
                 peak_memory_bytes=peak,
             )
-            note_attempt(context.folder, event="done")
             clear_checkpoints(context.folder / CHECKPOINTS_NAME)
+            note_attempt(context.folder, event="done")
+            context.stop.close()
         return 0
     except ShareDone:
         # It stays: torchrun on its machine would leave soon after it, and take along, if it is the first
@@ -149,16 +184,29 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
         log.info("this process has done its share: the cell ended %s", ended)
         return 0
     except Exception as error:
+        _check_in_place(lock, context.folder)
+        trouble = disk_trouble(error, context.folder)
+        if trouble is not None:
+            if peers.rank:
+                peers.fail(str(trouble), is_of_disk=True)
+            raise trouble from error
         # The one boundary: whatever went wrong in this cell is recorded, and the others go on.
         traceback.print_exc()
-        if peers.processes > 1:
+        # After a signal an error is that signal's doing: libraries that are no Python drop what it raises.
+        context.stop.obey("by a signal, which became this error")
+        # All its processes have read the same numbers; the first one says so.
+        is_alike = isinstance(error, TrainingDiverged)
+        if is_alike and peers.rank:
+            peers.wait_for_end()
+            return 1
+        if peers.processes > 1 and not is_alike:
             _let_launcher_speak(context.stop)
         text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
         if peers.rank:
             peers.fail(text)
-        else:
+        elif not is_alike:
             peers.end()
-        if peers.processes > 1:
+        if peers.processes > 1 and not is_alike:
             if read_record(context.folder) is not None:
                 return 1  # another process failed first, and this one of it
             text = f"process {peers.rank} of {peers.processes}: {text}"
@@ -173,7 +221,26 @@ def run_cell(context: CellContext, *, slot: int = 0, redo_stale: bool = False) -
                 error=text[:2000],
             )
             note_attempt(context.folder, event="failed")
+            context.stop.close()
         return 1
+
+
+def _check_in_place(lock: IO[Any] | None, folder: Path) -> None:
+    """RunElsewhere if the lock is no longer the one that others meet: what they make here is not ours."""
+    if lock is not None and not is_in_place(lock):
+        raise RunElsewhere(f"{folder} was deleted while its cell ran; the same command begins it again")
+
+
+def _cry_out(trouble: DiskTrouble, job: Job, outcry: int | None) -> None:
+    """Say what the disk did: in the log, if that can be, and to whoever started this process."""
+    log.error("%s", trouble)
+    say_last(job.last_words or os.environ.get(LAST_WORDS_VARIABLE, ""), str(trouble))
+    # What the log has no room for must not fail the end of this process, and change its exit code.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    if outcry is not None:
+        os.write(outcry, f"error: cell {job.cell.id} was ended by its disk: {trouble}\n".encode())
 
 
 def _let_launcher_speak(stop: StopFlag) -> None:
@@ -186,7 +253,7 @@ def _let_launcher_speak(stop: StopFlag) -> None:
     time.sleep(LAUNCHER_SECONDS)
 
 
-def _check_begun(context: CellContext, *, redo_stale: bool) -> None:
+def check_begun(context: CellContext, *, redo_stale: bool) -> None:
     """A training goes on only with the code of its method, and on the parents, that it was begun with."""
     records = {name: context.record(name) for name in context.cell.parents}
     parents = {name: record.artefact_digest for name, record in records.items() if record is not None}
@@ -215,30 +282,28 @@ def _check_sources(context: CellContext) -> None:
             )
 
 
-@contextmanager
-def cell_lock(folder: Path) -> Iterator[bool]:
+def cell_lock(folder: Path) -> AbstractContextManager[IO[Any] | None]:
     """Hold the cell's lock, which the kernel drops with its owner; a dying owner gets a few seconds.
 
-    Gives False if another process keeps it.
+    Gives None if another process keeps it.
     """
-    deadline = time.monotonic() + LOCK_SECONDS
-    with (folder / ".lock").open("w") as lock:
-        while True:
-            if not try_lock(lock):
-                if time.monotonic() > deadline:
-                    yield False
-                    return
-                time.sleep(0.1)
-                continue
-            yield True
-            return
+    return held_lock(folder / LOCK_NAME, seconds=LOCK_SECONDS)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left of half-written files (protocols/files.py). Under the cell's lock."""
+    remove_leftovers(folder, older_than=0.0)
 
 
 def _die_with_parent() -> None:
-    """A killed harness must not leave cells training: they would write beside its next start."""
+    """A killed harness must not leave cells training: they would write beside its next start.
+
+    Nor must a killed fork server, whose cells the harness takes for ended, and starts again.
+    """
     parent = parent_process()
     if parent is None:
         return
+    die_with_parent()
 
     def watch() -> None:
         parent.join()

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from leaderboard.bundle import MAX_MEMBER_BYTES, METRICS_NAME
 from leaderboard.origins import record_digest
 from leaderboard.predictions import predictions_of
-from leaderboard.record import MAX_RECORD_BYTES, PREDICTIONS_NAME, RECORD_NAME, Record
+from leaderboard.record import MAX_RECORD_BYTES, PREDICTIONS_NAME, RECORD_NAME, Record, digest_fault
 from protocols.errors import HarnessError
 from protocols.frozen import digest_of
 
@@ -60,6 +60,9 @@ def check_cell(
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise HarnessError(f"{RECORD_NAME} holds values that no protocol can hold ({error})") from None
+    fault = digest_fault(record, content)
+    if fault:
+        raise HarnessError(f"{RECORD_NAME} {fault}")
     _check_artefacts(record)
     if (PREDICTIONS_NAME in record.artefacts) != (PREDICTIONS_NAME in names):
         raise HarnessError(

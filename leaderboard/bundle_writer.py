@@ -31,7 +31,7 @@ from leaderboard.bundle_cells import IdsOf, check_cell, check_parents, names_a_f
 from leaderboard.origins import MOST_PASSED, read_origin
 from leaderboard.record import PREDICTIONS_NAME, RECORD_NAME, Record
 from protocols.errors import HarnessError
-from protocols.files import sha256_of_file, sync_folder
+from protocols.files import naming, sha256_of_file, sync_folder
 from protocols.schema import Protocol
 
 BUNDLED = (METRICS_NAME, PREDICTIONS_NAME, RECORD_NAME)
@@ -159,7 +159,7 @@ def _write(out: Path, manifest: Manifest, paths: Mapping[str, Path], own: bytes)
     temporary = out.with_name(f".{out.name}.{os.uname().nodename}-{os.getpid()}")
     size = 0
     try:
-        with temporary.open("wb") as stream:
+        with naming(out, instead_of=temporary), temporary.open("wb") as stream:
             size += stream.write(member_header(MANIFEST, len(text)) + text + padding(len(text)))
             for file in manifest.files:
                 content = own if file.path == PROTOCOL else paths[file.path].read_bytes()

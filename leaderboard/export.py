@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import unicodedata
 from collections.abc import Iterable
 
 import pandas as pd
@@ -17,6 +19,10 @@ from leaderboard.validation_view import CSV_NAME as VALIDATIONS_NAME
 from leaderboard.view_table import ViewTable
 
 TOKENS_NAME, TOKENIZERS_NAME = "tokens.csv", "tokenizers.csv"
+
+
+_SIGNS = ("=", "+", "-", "@")
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def to_csv(contents: Contents) -> dict[str, str]:
@@ -83,8 +89,10 @@ def _inert(value: object) -> object:
     """A leading apostrophe makes a spreadsheet take the text for text, not for a formula to run."""
     if not isinstance(value, str):
         return value
-    # Some spreadsheets skip blanks, tabs and line ends before they look for the sign.
-    return f"'{value}" if value.lstrip().startswith(("=", "+", "-", "@")) else value
+    # What a terminal would act on goes, and with it what could stand unseen before a sign.
+    text = "".join(one for one in value if one in "\n\t" or unicodedata.category(one) not in _UNSEEN)
+    # Some spreadsheets skip blanks, tabs and line ends before they look for the sign; some take wide ones.
+    return f"'{text}" if unicodedata.normalize("NFKC", text).lstrip().startswith(_SIGNS) else text
 
 
 def to_json(contents: Contents) -> str:
@@ -100,7 +108,14 @@ def to_json(contents: Contents) -> str:
         "views": [_view(table) for table in contents.tables],
         "sections": [_section(section) for section in (*contents.table_sections, *contents.sections)],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return re.sub(r"[^\x20-\x7e\n]", _escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """JSON's own escape for what a terminal would act on."""
+    one = found[0]
+    return json.dumps(one)[1:-1] if unicodedata.category(one) in _UNSEEN else one
 
 
 def _board(board: Board) -> dict[str, object]:

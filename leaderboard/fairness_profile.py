@@ -66,19 +66,22 @@ class ProfileReader:
         singles = [self._of_run(run, metric) for run in runs]
         first = singles[0]
         problems = list(first.problems)
+        # What one seed knows and the first does not, such as how its images were decoded, binds the others.
+        held = dict(first.held)
         shown: dict[Scope, dict[int, Values]] = {}
         for run, single in zip(runs, singles, strict=True):
-            for at in differing(first.held, single.held):
+            for at in differing(held, single.held):
                 problems.append(
-                    f"its seeds differ in {shown_field(at)}: {first.value(at)} in seed "
-                    f"{runs[0].record.seed}, {single.value(at)} in seed {run.record.seed}"
+                    f"its seeds differ in {shown_field(at)}: {shown_value(held[at.scope].get(at.path))} in "
+                    f"seed {runs[0].record.seed}, {single.value(at)} in seed {run.record.seed}"
                 )
+            held = {**single.held, **held}
             problems += single.problems
             for scope, several in single.shown.items():
                 shown.setdefault(scope, {}).update({id(values): values for values in several})
         return Profile(
             key=first.key,
-            held=first.held,
+            held=held,
             tried=first.tried,
             shown={scope: tuple(several.values()) for scope, several in shown.items()},
             seeds=tuple(run.record.seed for run in runs),

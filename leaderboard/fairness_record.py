@@ -3,6 +3,8 @@
 - held: all rows must agree. Values of every slice, the images that were read and measured, the trunk. A
   method's hyperparameters and code bind the rows of that method, a tokenizer's values, weights and code
   those of that tokenizer: they are what a table declares that its rows differ in.
+  Of images that were decoded from files the decode digest binds, where it is known: other pixels are other
+  images.
 - shown: what no protocol holds, and a reader should know: the runtime, library versions, hardware, git
   commit, seeds.
 - a result, or a name: no setting at all.
@@ -15,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from leaderboard.environments import DECODE_DIGEST, decode_digest
 from leaderboard.lineage import PRETRAIN, TOKENISE, harness_version
 from leaderboard.record import Record
 from protocols.frozen import canonical_json, digest_of
@@ -26,12 +29,15 @@ HELD = frozenset({
 })  # fmt: skip
 SHOWN = frozenset({"runtime", "environment", "git", "seed"})
 # Of `metrics` the number of images is held, of `cost` the hardware and of `protocol` the version are shown.
-RESULTS = frozenset({"schema_version", "cell_id", "metrics", "cost", "artefacts", "attempts", "error"})
+RESULTS = frozenset({
+    "schema_version", "cell_id", "metrics", "cost", "artefacts", "attempts", "error", "digest",
+})  # fmt: skip
 # How many cells run side by side, and how many processes read images: neither changes a bit.
 UNSEEN_RUNTIME = frozenset({"jobs", "workers"})
 # No slices of a protocol: hyperparameters are the method's, a checkpoint's facts those of the file.
 UNSLICED = ("hyperparameters", "checkpoint")
 METHOD, TOKENIZER, EVALUATION = "method", "tokenizer", "evaluation"
+DECODED = "decoded for"
 NOT_SET = "not set"
 
 
@@ -111,6 +117,10 @@ class RecordReader:
             facts[Scope(TOKENIZER, tokenizer.name)] = of_weights | (
                 of_code if record.stage == TOKENISE else {}
             )
+        # A scope of its own: rows whose records do not know how they decoded are not held to those that do.
+        digest = decode_digest(record)
+        if digest is not None:
+            facts[Scope(DECODED, " ".join(filter(None, stage)))] = {f"environment.{DECODE_DIGEST}": digest}
         # What an evaluation of a pre-trained trunk says of hyperparameters is not the pre-training's.
         prefix = f"{record.stage} " if stage.kind == EVALUATION and record.parents else ""
         return RecordValues(
@@ -140,7 +150,7 @@ class RecordReader:
     def _shown(self, record: Record) -> Values:
         key = (
             tuple(record.runtime.items()), tuple(record.environment.items()), record.cost.device,
-            record.git.commit, record.git.dirty, record.protocol.version,
+            record.git.commit, record.git.dirty, record.protocol.version, decode_digest(record) is None,
         )  # fmt: skip
         if key not in self._interned:
             facts: dict[str, Any] = {
@@ -150,7 +160,10 @@ class RecordReader:
             }
             facts |= {"hardware": record.cost.device, "protocol.version": record.protocol.version}
             facts |= {"git commit": harness_version(record)}
-            facts |= {f"environment.{name}": value for name, value in record.environment.items()}
+            held = DECODE_DIGEST if decode_digest(record) is not None else ""
+            facts |= {
+                f"environment.{name}": value for name, value in record.environment.items() if name != held
+            }
             self._interned[key] = {name: canonical_json(value) for name, value in facts.items()}
         return self._interned[key]
 

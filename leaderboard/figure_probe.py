@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from leaderboard.figure_style import ACCENT, INK, MUTED, RULE, SETTINGS, svg_of
+from leaderboard.figure_style import ACCENT, INK, MUTED, RULE, SETTINGS, svg_of, without_glyph_warnings
 from leaderboard.grids import clean, method_label
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH
 from leaderboard.tables import Board
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 GAP = 0.8
+LONGEST_NAME = 40
 _NAMES = ["method", "variant", "tokenizer", "trunk"]
 
 
@@ -37,7 +39,8 @@ def probe_figure(board: Board) -> str | None:
     # Late: matplotlib takes a second to load.
     import matplotlib
 
-    with matplotlib.rc_context({**SETTINGS, "font.size": 9.0, "svg.hashsalt": "leaderboard"}):
+    settings = {**SETTINGS, "font.size": 9.0, "svg.hashsalt": "leaderboard"}
+    with matplotlib.rc_context(settings), without_glyph_warnings():
         return svg_of(_draw(shown, floors, runs, f"{probe}_top1_percent"))
 
 
@@ -87,5 +90,6 @@ def _draw_floors(axes: Axes, trunk_at: Mapping[float, str], floors: pd.Series) -
 
 
 def _label(row: pd.Series, several_trunks: bool) -> str:
-    parts = [method_label(row), clean(row["tokenizer"])]
-    return "  ".join([*parts, clean(row["trunk"])] if several_trunks else parts)
+    names = [method_label(row), row["tokenizer"], *([row["trunk"]] if several_trunks else [])]
+    # A name that is longer than the drawing would leave no room for it.
+    return "  ".join(textwrap.shorten(clean(name), LONGEST_NAME, placeholder="\u2026") for name in names)

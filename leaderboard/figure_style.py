@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -79,7 +81,7 @@ def drawn(draw: Callable[[], Drawing], *, name: str, alt: str, caption: str, dpi
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}), without_glyph_warnings():
         drawing = draw()
         svg = svg_of(drawing)
         stream = io.BytesIO()
@@ -87,6 +89,14 @@ def drawn(draw: Callable[[], Drawing], *, name: str, alt: str, caption: str, dpi
         drawing.set_dpi(dpi)
         FigureCanvasAgg(drawing).print_png(stream, metadata={"Software": None})
     return Figure(name=name, svg=svg, png=stream.getvalue(), alt=alt, caption=caption)
+
+
+@contextmanager
+def without_glyph_warnings() -> Iterator[None]:
+    """A name may hold what the font has no letter for: a box is drawn, and nobody is told in the terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(Glyph|Matplotlib currently does not support)")
+        yield
 
 
 def svg_of(drawing: Drawing) -> str:

@@ -88,8 +88,11 @@ def without_trunk(slice_name: str) -> str:
 
 
 def ended(record: Record) -> tuple[str, str]:
-    """A key that orders records by when they ended (ISO 8601 UTC), by cell id among equals."""
-    return max((attempt.ended for attempt in record.attempts), default=""), record.cell_id
+    """A key that orders records by when they ended (ISO 8601 UTC), by cell id among equals.
+
+    An earlier attempt under a clock that was ahead does not count: attempts stand in their order.
+    """
+    return record.attempts[-1].ended if record.attempts else "", record.cell_id
 
 
 def runtime_choice(record: Record, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from leaderboard.environments import environment_notes
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH, harness_version, runtime_choice
 from leaderboard.record import Record
 from leaderboard.runs import Run
@@ -51,6 +52,8 @@ def board_notes(runs: Sequence[Run]) -> tuple[str, ...]:
             "(fine-tuning, linear probe)."
         )
     notes += _unlike_runtimes(done)
+    notes += environment_notes(done)
+    notes += _unchecked(done)
     superseded = [
         run.record.cell_id for run in runs if run.standing == "superseded" and run.top1_percent is not None
     ]
@@ -134,6 +137,18 @@ def _unlike_runtimes(done: Sequence[Run]) -> list[str]:
             "runs.csv says which). Such differences may move numbers."
         )
     return notes
+
+
+def _unchecked(done: Sequence[Run]) -> list[str]:
+    """Records that an edit by hand would not show in, of the rows and of what they were made from."""
+    digests = {record.cell_id: record.digest for run in done for record in (run.record, *run.ancestors)}
+    without = sum(not digest for digest in digests.values())
+    if not without:
+        return []
+    return [
+        f"{without} of {len(digests)} records {'was' if without == 1 else 'were'} written by a version that "
+        "kept no digest of them: whether somebody edited them since cannot be checked."
+    ]
 
 
 def _listed(cell_ids: Iterable[str]) -> str:

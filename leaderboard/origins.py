@@ -48,10 +48,10 @@ class Origin(Frozen):
 def record_digest(content: bytes) -> str:
     """Of a record's file, but for its compliance, which a run may set to clean (benchmark/execute.py).
 
-    ValueError if it is not JSON.
+    Nor of the record's own digest, which changes with it. ValueError if it is not JSON.
     """
     values = json.loads(content)
-    return digest_of({name: value for name, value in values.items() if name != "compliance"})
+    return digest_of({name: one for name, one in values.items() if name not in ("compliance", "digest")})
 
 
 def read_origin(cell_dir: Path) -> Origin | None:

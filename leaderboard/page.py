@@ -47,6 +47,7 @@ from leaderboard.page_rows import PageTable, Sources, board_details, order_of, p
 from leaderboard.sections import Figure, Section
 from leaderboard.validation_view import TITLE as VALIDATION_TITLE
 from leaderboard.validation_view import validation_grid, validation_note
+from protocols.errors import shown
 
 _ROOM = Path(__file__).parent
 _TEMPLATES = _ROOM / "templates"
@@ -138,6 +139,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_shown,
     )
     environment.filters |= {
         "clean": clean,
@@ -148,6 +150,13 @@ def _environment() -> jinja2.Environment:
         "sentence_and_command": _sentence_and_command,
     }
     return environment
+
+
+def _shown(value: object) -> object:
+    """A text from a record without what would turn the text around it; what is ours alone as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return shown(value)
 
 
 def _drawing(figure: Figure) -> Markup:

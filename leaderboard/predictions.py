@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from leaderboard.record import PREDICTIONS_NAME, Record
 from protocols.errors import HarnessError
+from protocols.files import DAMAGED_ARRAY
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +33,8 @@ class Predictions:
 # What a loader may keep of predicted classes: those of 7,000 cells of 1,000 images are 56 MB.
 KEPT_BYTES = 128_000_000
 ROWS = ("image_ids", "labels", "predicted")
+# Those of half a million images with ids of a hundred letters take as much.
+MOST_UNPACKED_BYTES = 256 * 1024**2
 # An .npy file of version 1: magic, version, and the length of the header in the last two bytes before it.
 HEADER_START = 10
 
@@ -108,7 +112,7 @@ def read_predictions(cells: Path, record: Record, *, known: _Known | None = None
     remedy = f"restore it, or delete the folder {path.parent} and run again"
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise HarnessError(f"{path} is missing, but the cell's record names it; {remedy}") from None
     return predictions_of(content, record, path=path, remedy=remedy, known=known)
 
@@ -129,9 +133,12 @@ def predictions_of(
     known = known or _Known()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(archive.getinfo(f"{name}.npy").file_size for name in ROWS)
+            if unpacked > MOST_UNPACKED_BYTES:
+                raise ValueError(f"its rows take {unpacked:,} bytes, and may take {MOST_UNPACKED_BYTES:,}")
             rows = {name: known.array(archive.read(f"{name}.npy"), name) for name in ROWS}
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise HarnessError(f"{path} cannot be read as predictions ({error}); {remedy}") from None
+    except (*DAMAGED_ARRAY, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise HarnessError(f"{path} cannot be read as predictions ({error!s:.200}); {remedy}") from None
     _check(rows, path, record, remedy, known)
     return Predictions(cell_id=record.cell_id, **rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 RECORD_NAME = "record.json"
 PREDICTIONS_NAME = "predictions.npz"
 MAX_RECORD_BYTES = 4 * 1024 * 1024
+MOST_FAULTS = 20
 
 
 class ProtocolUse(Frozen):
@@ -115,6 +116,8 @@ class Record(Frozen):
     attempts: Annotated[tuple[Attempt, ...], Field(strict=False)]
     status: Literal["done", "failed", "skipped"]
     error: str | None
+    # Of all other fields as they stand in the file; empty in what was written before there were digests.
+    digest: str = ""
 
     @property
     def artefact_digest(self) -> str:
@@ -122,18 +125,19 @@ class Record(Frozen):
         return digest_of(self.artefacts)
 
 
-def write_record(cell_dir: Path, record: Record) -> None:
-    """Put `record` into `cell_dir`, atomically."""
-    text = json.dumps(
-        record.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
-    )
+def write_record(cell_dir: Path, record: Record) -> Record:
+    """Put `record` into `cell_dir`, atomically, under its digest; returns it as it is read there."""
+    values = record.model_dump(mode="json")
+    values["digest"] = content_digest(values)
+    text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_atomically(cell_dir / RECORD_NAME, text + "\n")
+    return record.model_copy(update={"digest": values["digest"]})
 
 
 def read_record(cell_dir: Path) -> Record | None:
     """The record in `cell_dir`, None if there is none yet.
 
-    Raises HarnessError if the file is too large, damaged or of another schema version.
+    Raises HarnessError if the file is too large, damaged, edited or of another schema version.
     """
     path = cell_dir / RECORD_NAME
     try:
@@ -144,12 +148,47 @@ def read_record(cell_dir: Path) -> Record | None:
     if size > MAX_RECORD_BYTES:
         raise HarnessError(f"{path}: {size} bytes is too large for a record; {remedy}")
     try:
-        return Record.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None  # a process that runs the cell again took it away since
+    except IsADirectoryError:
+        raise HarnessError(f"{path} is damaged: it is a folder; {remedy}") from None
+    try:
+        record = Record.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # What is no JSON at all has no field to name.
         where = f"field {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
         raise HarnessError(f"{path} is damaged: {where}{first['msg']}; {remedy}") from None
+    fault = digest_fault(record, content)
+    if fault:
+        raise HarnessError(f"{path} {fault}; {remedy}")
+    return record
+
+
+def content_digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's fields but for the digest itself, as they stand in its file.
+
+    Of the file and not of the object: a field that a later version adds changes no older record's digest.
+    ValueError if a value is none that JSON has.
+    """
+    return digest_of({name: value for name, value in values.items() if name != "digest"})
+
+
+def digest_fault(record: Record, content: bytes) -> str:
+    """Why `content`, the file of `record`, is not what was written; empty if it is, or cannot be told.
+
+    The digest finds accidents and edits by hand. It is no signature: who means to deceive writes a new one.
+    """
+    if not record.digest:
+        return ""
+    try:
+        found = content_digest(json.loads(content))
+    except ValueError as error:
+        return f"was edited or damaged: it holds what no record holds ({error})"
+    if found == record.digest:
+        return ""
+    return f"was edited or damaged: its digest is {record.digest}, its content's {found}"
 
 
 @contextmanager
@@ -169,11 +208,35 @@ def without_collecting() -> Iterator[None]:
 
 @without_collecting()
 def read_records(work_dir: Path, protocol: str) -> list[Record]:
-    """All records under WORK_DIR/PROTOCOL/cells, by cell id. Raises HarnessError for a damaged one."""
+    """All records under WORK_DIR/PROTOCOL/cells, by cell id. Raises HarnessError that names all damaged."""
     cells = work_dir / protocol / "cells"
     if not cells.is_dir():
         return []
     with os.scandir(cells) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir())
-    records = [read_record(cells / name) for name in names]
-    return [record for record in records if record is not None]
+    return read_each(cells / name for name in names)
+
+
+def read_each(folders: Iterable[Path]) -> list[Record]:
+    """The records in `folders`, of those that have one. Raises HarnessError that names all damaged ones."""
+    records, faults = [], []
+    for folder in folders:
+        try:
+            record = read_record(folder)
+        except HarnessError as error:
+            faults.append(str(error))
+            continue
+        if record is not None:
+            records.append(record)
+    if faults:
+        raise HarnessError(all_faults(faults))
+    return records
+
+
+def all_faults(faults: Sequence[str]) -> str:
+    """One text of what is wrong with several records, each with its remedy."""
+    if len(faults) == 1:
+        return faults[0]
+    more = [f"- and {len(faults) - MOST_FAULTS:,} more"] if len(faults) > MOST_FAULTS else []
+    listed = [f"- {fault}" for fault in faults[:MOST_FAULTS]]
+    return "\n".join([f"{len(faults):,} records cannot be used:", *listed, *more])

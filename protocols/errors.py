@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 MOST_LISTED = 20
+# What a terminal acts on, or what turns the text around it: controls, formats, surrogates, line separators.
+_ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class HarnessError(ValueError):
@@ -13,11 +16,24 @@ class HarnessError(ValueError):
 
     exit_code = 2
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(str(message)))
+
 
 class ProtocolViolation(HarnessError):
     """What was asked for would break what the protocol holds equal."""
 
     exit_code = 3
+
+
+def shown(text: str) -> str:
+    """`text`, which may quote a stranger's file, with what a terminal would act on written out as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if one != "\n" and unicodedata.category(one) in _ACTING else one
+        for one in text
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

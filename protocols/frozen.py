@@ -46,8 +46,14 @@ Named = Annotated[dict[Name, T], AfterValidator(FrozenDict)]
 # NAME, or NAME@TRUNK for each trunk where a file gives some of its values per trunk.
 TrunkwiseName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(@[a-z0-9][a-z0-9_-]{0,63})?$")]
 Trunkwise = Annotated[dict[TrunkwiseName, T], AfterValidator(FrozenDict)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+# Beyond these nothing was meant, and whatever is made in that size ends the machine.
+MOST_WHOLE, MOST_SIDE, MOST_DEPTH, MOST_EPOCHS, MOST_IMAGES = 10**15, 65_536, 1_024, 1_000_000, 10**11
+PositiveInt = Annotated[int, Field(ge=1, le=MOST_WHOLE)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST_WHOLE)]
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+Depth = Annotated[int, Field(ge=1, le=MOST_DEPTH)]
+Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+ImageCount = Annotated[int, Field(ge=1, le=MOST_IMAGES)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]

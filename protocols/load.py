@@ -89,9 +89,10 @@ def find_protocol(name: str) -> Path:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise HarnessError(f"{path.name}: {size} bytes is too large for a protocol")
-        return path.read_bytes()
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise HarnessError(f"{path.name}: over {MAX_FILE_BYTES:,} bytes is too large for a protocol")
+    return content

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from protocols.errors import HarnessError, nearest
+from protocols.errors import HarnessError, nearest, shown
 from protocols.frozen import Frozen
 from protocols.recipes import FineTuning, LinearProbe, NearestNeighbours, PreTraining, TokenClassification
 from protocols.schema import (
@@ -131,11 +131,11 @@ class Reader:
         """Apply one SLICE.FIELD=VALUE to the tree."""
         path, value = override_of(text)
         if path in self.sources and "=" not in text:
-            raise HarnessError(f"--set {text}: the value is missing; write {path}=VALUE")
+            raise HarnessError(f"--set {text:.200}: the value is missing; write {path}=VALUE")
         if path not in self.sources:
             inside = [known for known in self.sources if known.startswith(f"{path}.")]
             raise HarnessError(
-                f"--set {text}: write SLICE.FIELD=VALUE; {nearest(path, inside or self.sources)}"
+                f"--set {text:.200}: write SLICE.FIELD=VALUE; {nearest(path, inside or self.sources)}"
             )
         try:
             node = _compose(value)
@@ -240,6 +240,9 @@ class Reader:
                 raise self.error(path, f"{text[:MOST_DIGITS]!r} is not a plain decimal number")
             return int(text) if kind == "int" else float(text)
         if kind == "str":
+            # It is shown in terminals and on pages, where blanks and line ends of all kinds are blanks.
+            if any(shown(word) != word for word in text.split()):
+                raise self.error(path, f"{text[:MOST_DIGITS]!r} holds characters that no text shows")
             return text
         raise self.error(path, f"the YAML tag {node.tag!r} is not allowed for {text[:MOST_DIGITS]!r}")
 

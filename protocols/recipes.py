@@ -13,7 +13,9 @@ from pydantic import BaseModel, Field, model_validator
 from protocols.frozen import (
     Betas,
     DropRate,
+    Epochs,
     Frozen,
+    ImageCount,
     Name,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,15 +23,16 @@ from protocols.frozen import (
     PositiveInt,
     Probability,
     Range,
+    Side,
 )
 
 
 class Optimisation(Frozen):
     """AdamW with a warmed-up cosine, stepped every iteration; the global batch is over all processes."""
 
-    epochs: PositiveInt
+    epochs: Epochs
     warmup_epochs: NonNegativeFloat
-    global_batch: PositiveInt
+    global_batch: ImageCount
     optimizer: Literal["adamw"]
     betas: Betas
     eps: PositiveFloat
@@ -192,8 +195,8 @@ class TokenClassification(Optimisation):
     labelled_images: PositiveInt
     evaluated_part: Literal["validation", "test"]
     label_smoothing: DropRate
-    width: PositiveInt | None = None
-    hidden_width: PositiveInt | None = None
+    width: Side | None = None
+    hidden_width: Side | None = None
     trunk: Name | None = None
     drop_path: DropRate | None = None
 

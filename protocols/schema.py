@@ -13,9 +13,11 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from protocols.errors import HarnessError, unknown
 from protocols.frozen import (
+    Depth,
     DropRate,
     Frozen,
     FrozenDict,
+    ImageCount,
     Name,
     Named,
     Names,
@@ -25,6 +27,7 @@ from protocols.frozen import (
     PositiveTriple,
     Scalar,
     Seeds,
+    Side,
     Triple,
     Trunkwise,
     digest_of,
@@ -36,11 +39,11 @@ from protocols.views import View, ViewCells
 class TrunkSpec(Frozen):
     """A vision transformer as built: the protocol's trunk at one image size and one drop-path rate."""
 
-    image_size: PositiveInt
-    patch_size: PositiveInt
-    width: PositiveInt
-    depth: PositiveInt
-    heads: PositiveInt
+    image_size: Side
+    patch_size: Side
+    width: Side
+    depth: Depth
+    heads: Side
     mlp_ratio: PositiveFloat = 4.0
     layer_scale: PositiveFloat = 0.1
     drop_path: DropRate = 0.0
@@ -69,10 +72,10 @@ class TrunkSpec(Frozen):
 class Trunk(Frozen):
     """Sizes of one trunk; the image size is the data's and the drop-path rate is the recipe's."""
 
-    patch_size: PositiveInt
-    width: PositiveInt
-    depth: PositiveInt
-    heads: PositiveInt
+    patch_size: Side
+    width: Side
+    depth: Depth
+    heads: Side
     mlp_ratio: PositiveFloat
     layer_scale: PositiveFloat
 
@@ -82,7 +85,7 @@ class Part(Frozen):
 
     split: Literal["train", "test"]
     start: NonNegativeInt = 0
-    count: PositiveInt
+    count: ImageCount
 
 
 class Data(Frozen):
@@ -92,7 +95,7 @@ class Data(Frozen):
     """
 
     name: str
-    image_size: PositiveInt
+    image_size: Side
     mean: Triple
     std: PositiveTriple
     pretraining: Part

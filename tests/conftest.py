@@ -6,20 +6,52 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from benchmark.stopping import STOPPING
+from protocols import reader
 
 GOLDEN = Path(__file__).parent / "golden"
+# Files whose tests take longest, longest first: both processes begin with them and end together.
+LONGEST = (
+    "benchmark/test_run.py",
+    "benchmark/test_launched_cells.py",
+    "benchmark/test_every_value_acts.py",
+    "chaos/test_chaos.py",
+    "benchmark/test_fair300_miniature.py",
+    "benchmark/test_step_choices.py",
+    "benchmark/test_tokenize_command.py",
+    "benchmark/test_engine.py",
+    "test_errors.py",
+    "leaderboard/test_browser.py",
+    "protocols/test_every_value.py",
+    "benchmark/test_plan_probe.py",
+    "benchmark/test_run_endings.py",
+    "benchmark/test_tokenise_kclip.py",
+    "benchmark/test_cost.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A protocol's text is parsed once by each process; files are given out in the order below."""
+    reader._compose = lru_cache(64)(reader._compose)
+    config.option.loadscopereorder = False  # pytest-xdist's own order is by the number of tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order of all others, and within each file, stays."""
+    ranks = {GOLDEN.parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import torch  # not above: the process that gives out the files needs none of it
+
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
@@ -27,6 +59,8 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Any]]:
     """Loads one golden .npz as a dict of tensors."""
+    import numpy as np
+    import torch
 
     def load(name: str) -> dict[str, Any]:
         with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:

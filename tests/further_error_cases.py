@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.bundle_error_cases import BUNDLE_CASES
+from tests.campaign_error_cases import CAMPAIGN_CASES
 from tests.cluster_error_cases import CLASSIFIER_CASES, CLUSTER_CASES
 from tests.compare_error_cases import COMPARE_CASES
 from tests.pack_error_cases import PACK_CASES
@@ -17,4 +18,5 @@ FURTHER_CASES: dict[str, tuple[dict[str, Any], ...]] = {
     "Published classifiers": CLASSIFIER_CASES,
     "Bundles": BUNDLE_CASES,
     "Comparing two rows": COMPARE_CASES,
+    "Records that were edited": CAMPAIGN_CASES,
 }

@@ -71,7 +71,7 @@ class Shards:
         """True once the folder holds work of this identity."""
         try:
             return (self.folder / IDENTITY_NAME).read_text(encoding="utf-8") == self._identity + "\n"
-        except (FileNotFoundError, UnicodeDecodeError):
+        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
             return False
 
     def is_done(self, shard: int) -> bool:
@@ -98,7 +98,7 @@ class Shards:
             facts = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise HarnessError(f"{path}: shard {shard} is not done; run the command again") from None
-        except ValueError:
+        except (ValueError, RecursionError, IsADirectoryError):
             facts = None
         if not isinstance(facts, dict):
             raise HarnessError(f"{path}: damaged; delete it and run the command again")

@@ -368,7 +368,7 @@ def _check_version(path: Path, content: bytes) -> None:
     """HarnessError for a manifest of another layout; one that cannot be read is left to the schema."""
     try:
         version = json.loads(content)["schema_version"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return
     if version != SCHEMA_VERSION:
         raise HarnessError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from protocols.errors import HarnessError
-from protocols.files import sha256_of_file
+from protocols.files import DAMAGED_ARRAY, naming, sha256_of_file
 from protocols.frozen import Frozen, PositiveInt
 
 REMEDY = "delete the store and tokenise again"
@@ -32,7 +32,7 @@ class FileOfStore(Frozen):
 @contextmanager
 def durable(path: Path) -> Iterator[BinaryIO]:
     """A new file to write, on the disk when the block ends."""
-    with path.open("wb") as stream:
+    with naming(path), path.open("wb") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
@@ -82,11 +82,12 @@ def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArr
     """
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise HarnessError(f"{path}: damaged ({error}); {REMEDY}") from None
+    except DAMAGED_ARRAY as error:
+        raise HarnessError(f"{path}: damaged ({error!s:.200}); {REMEDY}") from None
     if mapped.dtype != dtype or mapped.shape != shape:
         raise HarnessError(
-            f"{path}: holds {mapped.dtype} {mapped.shape}, but the manifest says {dtype} {shape}; {REMEDY}"
+            f"{path}: holds {mapped.dtype!s:.80} {mapped.shape!s:.80}, but the manifest says {dtype} {shape}; "
+            f"{REMEDY}"
         )
     # A plain view: numpy's memmap class only adds cost to each look-up.
     return np.asarray(mapped)

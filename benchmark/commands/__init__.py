@@ -20,6 +20,7 @@ COMMANDS = {
     "pack": "pack",
     "tokenize": "tokenize",
     "data": "data",
+    "doctor": "doctor",
     "verify": "verify",
     "validate": "validate",
     "status": "status",

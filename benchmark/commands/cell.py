@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from argparse import Namespace
 
 from benchmark.cell_command import code_digest
@@ -20,6 +21,7 @@ from benchmark.die_with_parent import die_with_parent
 from benchmark.layout import check_work_dir
 from benchmark.preflight import check_batches, check_inputs, world_size
 from benchmark.runtime import detect_runtime
+from benchmark.stopping import GOES_ON
 from benchmark.survey import made_anew, present_sources, survey
 from protocols.errors import HarnessError, unknown
 
@@ -117,7 +119,14 @@ def run(options: Namespace) -> int:
             peers.of_cell(cell.id).end()
             code = 0
         else:
-            code = run_here(job, peers.of_cell(cell.id), is_alone=not is_launched)
+            terminal = os.dup(2)
+            try:
+                code = run_here(job, peers.of_cell(cell.id), is_alone=True)
+            finally:
+                os.dup2(terminal, 2)  # what was printed meanwhile is in the cell's log
+            if code > 128:
+                name = signal.Signals(code - 128).name
+                print(f"\nstopped by {name}; {GOES_ON}", file=sys.stderr)
         if code == 0:
             # The work is done and recorded: a signal cannot make it undone.
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

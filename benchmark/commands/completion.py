@@ -39,16 +39,16 @@ def run(options: Namespace) -> int:
 
 def _everything() -> Parser:
     """One parser of all commands, with the names that their options take."""
-    parser = Parser(prog=PROGRAM, description="")
+    parser, names = Parser(prog=PROGRAM, description=""), _names()
     run_command = load_command("run")
     run_command.add_arguments(parser)
-    _add_names(parser)
+    _add_names(parser, names)
     commands = parser.add_subparsers(parser_class=_Named)
     for name in COMMANDS:
         command = load_command(name)
         sub = commands.add_parser(name, help=command.SUMMARY)
         command.add_arguments(sub)
-        _add_names(sub)
+        _add_names(sub, names)
     return parser
 
 
@@ -59,20 +59,24 @@ class _Named(Parser):
         super().__init__(prog=prog, description="")
 
 
-def _add_names(parser: Parser) -> None:
+def _names() -> dict[str, list[str]]:
+    """By option; the protocols are read once for all commands."""
     protocols = [load_protocol(name) for name in list_protocols()]
 
     def of_protocols(kind: str) -> list[str]:
         names = (protocol.views if kind == "views" else protocol.names(kind) for protocol in protocols)
         return sorted({name for each in names for name in each})
 
-    names = {
+    return {
         "protocol": list_protocols(),
         "data_set": [*EMBEDDED_SETS, *EXTERNAL_SETS],
         "methods": list_methods(),
         "tokenizers": sorted({*list_tokenizers(), *of_protocols("tokenizers")}),
         **{kind: of_protocols(kind) for kind in ("trunks", "evaluations", "views")},
     }
+
+
+def _add_names(parser: Parser, names: dict[str, list[str]]) -> None:
     for action in parser._actions:
         if action.dest in names and action.choices is None:
             action.choices = names[action.dest]

@@ -38,7 +38,7 @@ from benchmark.progress import choose_display
 from benchmark.runtime import Runtime, count_gpus, detect_runtime
 from benchmark.step_costs import DamagedCosts, StepCosts, known_costs
 from benchmark.stopping import Stopped
-from benchmark.survey import CellState, made_anew, survey
+from benchmark.survey import CellState, made_anew, refuse_damaged, survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
@@ -119,6 +119,7 @@ def run(options: Namespace) -> int:
         redo_failed=options.redo_failed,
         redo_stale=options.redo_stale,
     )
+    refuse_damaged(states)
     stale = [one for one in states if one.state == "stale"]
     if cluster is None:
         check_not_queued(options, protocol)

@@ -6,6 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Collection, Sequence
 
+from protocols.errors import shown
+
 NARROWEST, WIDEST = 60, 110
 
 
@@ -37,7 +39,7 @@ def table(
 def paragraph(text: str, *, first: str = "", rest: str = "") -> str:
     """`text` wrapped to the terminal; a command or an address in it is never broken."""
     return textwrap.fill(
-        text,
+        shown(text),
         width(),
         initial_indent=first,
         subsequent_indent=rest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -15,9 +16,12 @@ from benchmark.commands.card import card_text
 from benchmark.commands.deviations import chosen_cells
 from benchmark.commands.options import Parser, add_protocol, check_least
 from benchmark.commands.text import width
+from benchmark.die_with_parent import die_with_parent
+from benchmark.disk_trouble import disk_trouble
 from benchmark.encoding_progress import choose_phase_display
 from benchmark.execute import POLL_SECONDS, Display, execute
-from benchmark.layout import check_work_dir
+from benchmark.file_lock import in_brackets, owner_of
+from benchmark.layout import LOCK_NAME, cell_folder, check_work_dir
 from benchmark.plan import Cell
 from benchmark.preflight import check_inputs, check_parts, world_size
 from benchmark.runtime import Runtime, detect_runtime
@@ -85,6 +89,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Check, make the stores, print their cards."""
     check_least(("--workers", options.workers, 0), ("--jobs", options.jobs, 1))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()  # torchrun, killed, must leave nobody who writes beside the next start
     protocol, _, plan = chosen_cells(options)
     plan = [cell for cell in plan if cell.stage == "tokenise"]
     processes = world_size()
@@ -223,7 +229,9 @@ def _assist(
                 try:
                     tokenise.assist(_context(options, protocol, cell, runtime, of_cell))
                 except Exception as error:
-                    of_cell.fail(f"{type(error).__name__}: {error}")
+                    trouble = disk_trouble(error, cell_folder(options.work_dir, protocol.name, cell.id))
+                    text = str(trouble) if trouble else f"{type(error).__name__}: {error}"
+                    of_cell.fail(text, is_of_disk=trouble is not None)
                     raise
         time.sleep(POLL_SECONDS)
     return DONE
@@ -234,7 +242,7 @@ def _fit(options: Namespace, protocol: Protocol, plan: Sequence[Cell], runtime: 
     from benchmark import tokenise
     from benchmark.encoding import DamagedImages
     from benchmark.peers import CellEnded
-    from benchmark.worker import cell_lock
+    from benchmark.worker import cell_lock, check_begun
 
     if not plan:
         print("nothing to fit: these stores are made")
@@ -249,10 +257,13 @@ def _fit(options: Namespace, protocol: Protocol, plan: Sequence[Cell], runtime: 
     for cell in cells:
         context = _context(options, protocol, cell, runtime, peers.of_cell(cell.id))
         context.folder.mkdir(parents=True, exist_ok=True)
-        with cell_lock(context.folder) if peers.rank == 0 else nullcontext(True) as is_ours:
-            if not is_ours:
-                raise HarnessError(f"{context.folder}: another process works on this cell; wait for it")
+        with cell_lock(context.folder) if peers.rank == 0 else nullcontext() as lock:
+            if peers.rank == 0 and lock is None:
+                other = f"another process{in_brackets(owner_of(context.folder / LOCK_NAME))}"
+                raise HarnessError(f"{context.folder}: {other} works on this cell; wait for it")
             try:
+                if peers.rank == 0:
+                    check_begun(context, redo_stale=options.redo_stale)
                 with _watched(options, protocol, cell, is_shown=peers.rank == 0):
                     path = tokenise.fit(context)
             except CellEnded:

@@ -184,7 +184,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
     """The cell's lock, which the kernel drops with its owner. A folder in which nothing came to be goes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    with path.open("w") as lock:
+    with path.open("a") as lock:
         if not try_lock(lock):
             raise HarnessError(f"another process measures this file in {folder}; wait for it")
         try:

@@ -150,9 +150,8 @@ class Lab:
             status="done",
             error=None,
         ).model_copy(update=changes)
-        self.records[cell.id] = record
-        write_record(folder, record)
-        return record
+        self.records[cell.id] = write_record(folder, record)
+        return self.records[cell.id]
 
     def bundle(self, out: Path, cells: Iterable[str] | None = None) -> Written:
         """Write a bundle of all cells, or of `cells` and what they were made from."""
@@ -223,8 +222,8 @@ def cells_of(*cell_ids: str) -> tuple[BundledCell, ...]:
 
 
 def changed_record(content: bytes, **changes: Any) -> bytes:
-    """A record's file with other values in some fields."""
-    return json.dumps(json.loads(content) | changes, indent=1, sort_keys=True).encode()
+    """A record's file with other values in some fields, and without a digest, as older versions wrote it."""
+    return json.dumps(json.loads(content) | {"digest": ""} | changes, indent=1, sort_keys=True).encode()
 
 
 @cache

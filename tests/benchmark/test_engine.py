@@ -50,9 +50,9 @@ def assert_equal_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> N
 @pytest.mark.parametrize("method", ["beit", "mapet", "cae"])
 def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, method: str) -> None:
     whole = run(tmp_path / "whole", method, drop_path=0.3)
-    for attempt, workers in ((4, 0), (5, 2), (4, 0)):  # stops after steps 4, 9 and 13 of 16
+    for attempt, workers in ((4, 0), (5, 2), (4, 0), (3, 0)):  # stops after steps 4, 9, 13 and 16, the last
         assert run(tmp_path / "parts", method, drop_path=0.3, stop_at=attempt, workers=workers) == {}
-    resumed = run(tmp_path / "parts", method, drop_path=0.3, stop_at=3)  # after the last step: it has ended
+    resumed = run(tmp_path / "parts", method, drop_path=0.3)  # nothing is left to train
     assert_equal_weights(whole["weights"], resumed["weights"])
     assert whole["images_seen"] == resumed["images_seen"] == 512
     assert whole["loss"] == resumed["loss"], "a metrics window that an interruption cut is part of the state"
@@ -135,8 +135,10 @@ def test_two_stopped_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
     train_as_two(tmp_path / "whole", "mapet", 0.3, "fp32")
     train_as_two(tmp_path / "parts", "mapet", 0.3, "fp32", 13)
     assert not (tmp_path / "parts" / "result.pt").exists()
-    asked_at = 1  # after step 15; heard after 16, the last, when there is nothing left to stop
+    asked_at = 1  # after step 15; heard after 16, the last, which is saved
     train_as_two(tmp_path / "parts", "mapet", 0.3, "fp32", asked_at)
+    assert not (tmp_path / "parts" / "result.pt").exists()
+    train_as_two(tmp_path / "parts", "mapet", 0.3, "fp32")
     whole, parts = (
         torch.load(tmp_path / name / "result.pt", weights_only=True) for name in ("whole", "parts")
     )
@@ -243,7 +245,7 @@ def test_another_precision_cannot_finish_what_one_began(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="nan at step 10 of 10"):
+    with pytest.raises(TrainingDiverged, match="^diverged at step 1 of 10: the loss is nan; no step before it"):
         train_simply(Explodes(), tmp_path, Runtime(device="cpu", jobs=1, threads=1), steps=10)
     assert not list((tmp_path).glob("checkpoints/*.pt"))
 

@@ -9,7 +9,6 @@ value does exactly is for the other tests of the recipe; here none may be withou
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
 from leaderboard.record import PREDICTIONS_NAME, read_record
-from protocols import list_protocols, load_protocol, reader
+from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.load import value_at
 from protocols.schema import Protocol
@@ -245,13 +244,6 @@ OF_FULL = (
 )  # fmt: skip
 LEAVES = [(TINY, path) for path in load_protocol(TINY).sources]
 LEAVES += [(FULL, path) for path in load_protocol(FULL).sources if path.startswith(OF_FULL)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _parse_each_file_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_compose", cache(reader._compose))
-        yield
 
 
 @pytest.fixture(scope="module")

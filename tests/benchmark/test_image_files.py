@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from benchmark.data import open_images, open_part
+from benchmark.disk_trouble import DiskTrouble
 from benchmark.image_files import DamagedImage, FilePart
 from benchmark.image_part import square_pixels
 from protocols.errors import HarnessError
@@ -81,12 +82,12 @@ def test_hidden_files_are_passed_over_and_others_are_named(root: Path) -> None:
 
 
 def test_a_failing_disk_is_no_damaged_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     images = opened(root)
     monkeypatch.setattr(Image, "open", failing)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(DiskTrouble, match="Input/output error"):
         images.image(0)
 
 

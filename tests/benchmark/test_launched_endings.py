@@ -62,10 +62,10 @@ class Silent:
     [
         (2, 1, "ended with code 2 and left no record"),
         (1, 3, "ended with code 1 3 times"),
-        (137, 3, "was killed by SIGKILL (out of memory?) 3 times"),
-        (-9, 3, "was killed by SIGKILL (out of memory?) 3 times"),
+        (137, 3, "was killed by SIGKILL (out of memory? then give fewer --jobs or --workers, and"),
+        (-9, 3, "fewer --jobs or --workers, and --redo-failed) 3 times"),
         (143, 3, "was killed by SIGTERM 3 times"),
-        (75, 3, "found another process running this cell 3 times"),
+        (75, 3, "another process runs this cell; nothing is recorded here"),
     ],
 )
 def test_what_was_killed_starts_again_and_what_cannot_start_does_not(

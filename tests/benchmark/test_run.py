@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,8 @@ ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
 STAGES = {"tokenise": 1, "pretrain": 5, "finetune": 6, "linear-probe": 6}
 pytestmark = pytest.mark.usefixtures("boards_without_drawings")
-# Times, memory and attempts are measurements of a run, not results of it.
-MEASURED = {("cost", "wall_seconds"), ("cost", "peak_memory_bytes"), ("attempts",)}
+# Times, memory and attempts are measurements of a run, not results of it; the record's own digest is over them.
+MEASURED = {("cost", "wall_seconds"), ("cost", "peak_memory_bytes"), ("attempts",), ("digest",)}
 
 
 def command(work_dir: Path, *arguments: str) -> list[str]:
@@ -128,7 +129,7 @@ def test_the_same_command_again_only_shows_the_board(finished: Path) -> None:
 
 
 def test_another_work_dir_and_folder_give_identical_records(finished: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "--methods", "scratch", "mim", "mapet", "--jobs", "1").returncode == 0
+    assert run(tmp_path, "--methods", "scratch", "mapet", "--jobs", "1").returncode == 0
     first, second = records(finished), records(tmp_path)
     for cell_id, record in second.items():
         ours = without_measurements(record)
@@ -137,7 +138,7 @@ def test_another_work_dir_and_folder_give_identical_records(finished: Path, tmp_
 
 
 def test_another_seed_differs(finished: Path, tmp_path: Path) -> None:
-    assert run(tmp_path, "--methods", "mim", "--seeds", "1").returncode == 0
+    assert run(tmp_path, "--methods", "mim", "--seeds", "1", "--evaluations", "linear-probe").returncode == 0
     (other,) = [record for record in records(tmp_path).values() if record["stage"] == "pretrain"]
     (ours,) = [
         record for record in records(finished).values()
@@ -155,26 +156,30 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 90) -> None:
 
 
 def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
-    """SIGKILL to the training process alone, then to the harness; then the same command to the end."""
+    """SIGKILL to the harness alone; then the same command to the end. tests/chaos kills the cell, too."""
     long = ["--methods", "mapet", "--evaluations", "linear-probe", "--set", "pretraining.epochs=20"]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    for work_dir in (undisturbed, disturbed):
+        shutil.copytree(finished / "tokens", work_dir / "tokens")
+        for cell in (finished / "tiny" / "cells").glob("tokenise-*"):
+            shutil.copytree(cell, work_dir / "tiny" / "cells" / cell.name)
     assert run(undisturbed, *long).returncode == 0
 
     def folder() -> Path:
         (found,) = (disturbed / "tiny" / "cells").glob("pretrain-*")
         return found
 
-    def starts() -> list[int]:
-        events = [json.loads(line) for line in (folder() / "attempts.jsonl").read_text().splitlines()]
-        return [int(event["pid"]) for event in events if event["event"] == "start"]
+    def trainer() -> int:
+        (event,) = [json.loads(line) for line in (folder() / "attempts.jsonl").read_text().splitlines()]
+        return int(event["pid"])
 
-    def saved(attempts: int) -> bool:
-        """A checkpoint was written, and steps were taken after it, in the given attempt."""
+    def saved() -> bool:
+        """A checkpoint was written, and steps were taken after it."""
         if not list((disturbed / "tiny" / "cells").glob("pretrain-*/metrics.jsonl")):
             return False
         newest = max((folder() / "checkpoints").glob("*.sha256"), default=None)
         lines = (folder() / "metrics.jsonl").read_text().splitlines()
-        if newest is None or len(starts()) != attempts or not lines:
+        if newest is None or not lines:
             return False
         return json.loads(lines[-1])["step"] > int(newest.stem.removeprefix("step-")) > 0
 
@@ -183,12 +188,10 @@ def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_pa
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    wait_for(lambda: saved(1))
-    os.kill(starts()[0], signal.SIGKILL)  # the harness starts it again by itself
-    wait_for(lambda: saved(2))
+    wait_for(saved)
     harness.kill()
     harness.wait()
-    wait_for(lambda: not Path(f"/proc/{starts()[1]}").exists(), seconds=30)  # no orphan trains on
+    wait_for(lambda: not Path(f"/proc/{trainer()}").exists(), seconds=30)  # no orphan trains on
     assert not (folder() / "record.json").exists()
     done = run(disturbed, *long)
     assert done.returncode == 0, done.stderr
@@ -198,7 +201,7 @@ def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_pa
     for cell_id, record in ours.items():
         assert without_measurements(record) == without_measurements(theirs[cell_id])
     outcomes = [attempt["outcome"] for attempt in ours[folder().name]["attempts"]]
-    assert outcomes == ["interrupted", "interrupted", "done"]
+    assert outcomes == ["interrupted", "done"]
 
 
 def test_exploring_leaves_the_clean_cells_clean(finished: Path, tmp_path: Path) -> None:
@@ -227,8 +230,6 @@ def test_exploring_leaves_the_clean_cells_clean(finished: Path, tmp_path: Path) 
 
 
 def test_a_changed_token_store_is_refused(finished: Path, tmp_path: Path) -> None:
-    import shutil
-
     work_dir = tmp_path / "copy"
     shutil.copytree(finished, work_dir)
     (tokens,) = work_dir.glob("tokens/*/*/tokens.npy")

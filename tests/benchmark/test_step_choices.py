@@ -158,7 +158,7 @@ def test_with_too_many_graphs_a_cell_trains_eagerly_and_its_record_says_so(
         objective=objective,
         weights=objective,
         undecayed=set(),
-        images=64,
+        images=range(64),  # type: ignore[arg-type]
         make_batch=lambda positions, epoch: batch,
     )
     assert context.ran == {"compile": False}, "what the record is told"

@@ -334,20 +334,20 @@ def test_a_training_goes_on_only_with_its_own_code(bench: Bench, caplog: pytest.
     checkpoints = context.folder / CHECKPOINTS_NAME
     before = listing(context.folder)
     with pytest.raises(HarnessError, match=r"begun with other code of method mim.*--redo-stale"):
-        worker._check_begun(context, redo_stale=False)
+        worker.check_begun(context, redo_stale=False)
     assert listing(context.folder) == before, "nothing is dropped without being asked to"
     with caplog.at_level(logging.WARNING):
-        worker._check_begun(context, redo_stale=True)
+        worker.check_begun(context, redo_stale=True)
     assert "its checkpoints are dropped" in caplog.text
     assert not list(checkpoints.glob("step-*"))
     assert changed_since_begun(context.folder, begun_with(context.cell, context.sources, {})) is None
-    worker._check_begun(context, redo_stale=False)
+    worker.check_begun(context, redo_stale=False)
 
 
 def test_redo_stale_keeps_checkpoints_of_present_code(bench: Bench) -> None:
     bench.begin("pretrain")
     context = context_of(bench, "pretrain")
-    worker._check_begun(context, redo_stale=True)
+    worker.check_begun(context, redo_stale=True)
     assert len(list((context.folder / CHECKPOINTS_NAME).glob("step-*"))) == 2
 
 

@@ -307,9 +307,10 @@ def logits_as_they_are(inputs: Tensor) -> Tensor:
 
 def test_the_five_most_likely_classes_come_in_order_and_ties_by_number() -> None:
     logits = torch.tensor([[0, 5, 1, 4, 2, 3, -1.0], [1, 1, 1, 1, 1, 1, 1], [0, 2, 0, 2, 0, 1, 0]])
-    found = most_likely_classes(logits_as_they_are, logits.split(2), device="cpu")
+    ids = ["a", "b", "c"]
+    found = most_likely_classes(logits_as_they_are, logits.split(2), device="cpu", image_ids=ids)
     assert found.tolist() == [[1, 3, 5, 4, 2], [0, 1, 2, 3, 4], [1, 3, 5, 0, 2]]
-    few = most_likely_classes(logits_as_they_are, [logits[:, :3]], device="cpu")
+    few = most_likely_classes(logits_as_they_are, [logits[:, :3]], device="cpu", image_ids=ids)
     assert few.tolist() == [[1, 2, 0], [0, 1, 2], [1, 0, 2]]
 
 

@@ -157,7 +157,9 @@ def test_a_file_of_earlier_records_does_not_stay(two_tokenizers: Any) -> None:
 def test_a_teacher_is_noted(tokens: Any) -> None:
     classified(tokens, "k-feature", "token-mlp", top1=120, top5=180)
     cell = tokens.cells / "token-mlp-k-feature-0" / "record.json"
-    cell.write_text(cell.read_text().replace('"teacher": "none"', '"teacher": "a network that saw labels"'))
+    record = json.loads(cell.read_text())
+    record["tokenizer"]["teacher"] = "a network that saw labels"
+    cell.write_text(json.dumps(record | {"digest": ""}))
     report = report_of(tokens)
     assert any("k-feature has a teacher, a network that saw labels" in note for note in report.board.notes)
     assert not any(note.startswith("Total is") for note in report.board.notes), "there is no such column"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 
 from benchmark.plan import Cell, make_plan, select
-from protocols import list_protocols, load_protocol, reader
+from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.load import value_at
 from protocols.schema import Protocol
@@ -41,13 +40,6 @@ LOWERED = ("count", "mask_count", "min_block", "cutting_point", "labelled_images
 # A cell knows of a recipe no more than its slice's digest: some values of each recipe stand for all.
 IDENTIFYING = ("epochs", "peak_lr", "transfer_set", "trunk")
 FIXED = ("kind", "optimizer", "schedule", "classifier")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _parse_each_file_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_compose", cache(reader._compose))
-        yield
 
 
 @cache

@@ -1,0 +1,265 @@
+"""A signal ends a command once, however it comes, and every command then says how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmark import cli, elastic, forked_cell, worker
+from benchmark.cli import main
+from benchmark.die_with_parent import PARENT_VARIABLE
+from benchmark.interrupt import Interrupted, StopFlag
+from benchmark.job import Job
+from benchmark.peers import Peers
+from benchmark.plan import make_plan, select
+from benchmark.runtime import Runtime
+from benchmark.stage import CellContext
+from benchmark.stopping import STOPPING, Stopped, check_stopped, stopped_by_signals
+from leaderboard.record import read_record
+from protocols import load_protocol
+from protocols.errors import HarnessError
+from tests.benchmark import engine_run
+from tests.benchmark.engine_run import TINY
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def stop() -> StopFlag:
+    """A flag that takes all three signals, as in a cell that nobody else would end."""
+    flag = StopFlag()
+    flag.listen(is_alone=True)
+    return flag
+
+
+def signal_me(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_whatever_a_command_does_a_signal_ends_it_with_its_code_and_a_line_that_says_how_to_go_on(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(number, lambda *_: None)  # whoever runs this may ignore it, under nohup
+
+    def run(options: Namespace) -> int:
+        with contextlib.suppress(Exception):  # as libraries do
+            signal_me(number)
+        return 0
+
+    command = SimpleNamespace(SUMMARY="", DESCRIPTION="", add_arguments=lambda parser: None, run=run)
+    monkeypatch.setattr(cli, "load_command", lambda name: command)
+    assert main(["report"]) == 128 + number
+    errors = capsys.readouterr().err
+    assert f"stopped by {number.name}" in errors
+    assert "The same command goes on from here" in errors
+
+
+def test_signals_after_the_first_do_not_disturb_the_ending() -> None:
+    ended = []
+
+    def command() -> None:
+        try:
+            signal_me(signal.SIGINT)
+        finally:
+            for number in STOPPING:
+                signal_me(number)
+            ended.append("all of it")
+
+    with pytest.raises(Stopped, match="SIGINT"), stopped_by_signals():
+        command()
+    assert ended == ["all of it"]
+
+
+def test_a_signal_that_python_drops_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised while an object is freed goes nowhere: the harness looks again."""
+
+    class Freed:
+        def __del__(self) -> None:
+            signal_me(signal.SIGTERM)
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: dropped.append(one.exc_type))
+
+    def look_again() -> None:
+        Freed()
+        assert dropped == [Stopped]
+        check_stopped()
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopped_by_signals():
+        look_again()
+
+
+def test_a_command_under_nohup_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopped_by_signals():
+        signal_me(signal.SIGHUP)
+    flag = StopFlag()
+    flag.listen(is_alone=True)
+    signal_me(signal.SIGHUP)
+    assert not flag.raised
+
+
+def test_the_program_answers_signals_from_its_first_import_on() -> None:
+    """Before its command is known; a command line that would end with 2 is stopped by then."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Importing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'benchmark.cli':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Importing())\n"
+        "sys.argv = ['run_benchmark.py', 'nonsense']\n"
+        "runpy.run_path('run_benchmark.py', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 130, done.stderr
+    assert "The same command goes on from here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ending", [HarnessError("the record is damaged"), 1, 2])
+def test_an_error_that_a_library_made_of_a_signal_is_that_signal(
+    ending: Exception | int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pydantic's patterns are matched by no Python: what a handler raises there is a mismatch."""
+
+    def run(options: Namespace) -> int:
+        with contextlib.suppress(BaseException):
+            signal_me(signal.SIGTERM)
+        if isinstance(ending, Exception):
+            raise ending
+        return ending
+
+    command = SimpleNamespace(SUMMARY="", DESCRIPTION="", add_arguments=lambda parser: None, run=run)
+    monkeypatch.setattr(cli, "load_command", lambda name: command)
+    assert main(["merge"]) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
+@pytest.fixture
+def context(tmp_path: Path, stop: StopFlag) -> CellContext:
+    """A cell that can be run here."""
+    protocol = load_protocol(str(TINY))
+    cell = next(cell for cell in make_plan(protocol, select(protocol)) if cell.stage == "tokenise")
+    runtime = Runtime(device="cpu", jobs=1, threads=1)
+    made = CellContext(cell=cell, protocol=protocol, runtime=runtime, work_dir=tmp_path, stop=stop)
+    made.folder.mkdir(parents=True)
+    return made
+
+
+def test_a_cell_that_fails_of_a_signal_is_interrupted_and_no_failure(
+    context: CellContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stage(context: CellContext) -> None:
+        with contextlib.suppress(BaseException):
+            signal_me(signal.SIGTERM)
+        raise ValueError("a pattern did not match")
+
+    monkeypatch.setitem(worker.STAGES, "tokenise", stage)
+    with pytest.raises(Interrupted):
+        worker.run_cell(context)
+    assert read_record(context.folder) is None
+
+
+def test_a_record_that_is_being_written_is_written(
+    context: CellContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def write(*_: object, status: str, **__: object) -> None:
+        signal_me(signal.SIGTERM)
+        written.append(status)
+
+    monkeypatch.setitem(worker.STAGES, "tokenise", lambda context: None)
+    monkeypatch.setattr(worker, "write_cell_record", write)
+    assert worker.run_cell(context) == 0
+    assert written == ["done"]
+
+
+def test_what_a_kill_left_half_written_goes_when_the_cell_is_begun_again(
+    context: CellContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = context.folder / ".predictions.npz.elsewhere-123"
+    left.write_bytes(b"half of")
+    seen = []
+
+    def run_cell(context: CellContext, **_: object) -> int:
+        seen.append(left.exists())
+        return 0
+
+    monkeypatch.setattr(worker, "run_cell", run_cell)
+    monkeypatch.setattr(worker, "_redirect_output", lambda log, *, rank: None)
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: None)
+    job = Job(cell=context.cell, protocol=context.protocol, runtime=context.runtime, slot=0,
+              work_dir=context.work_dir, sources=context.sources)  # fmt: skip
+    assert worker.run_here(job, Peers()) == 0
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_second_signal_leaves_a_cell_time_to_note_the_first(stop: StopFlag, number: signal.Signals) -> None:
+    noted = []
+
+    def cell() -> None:
+        try:
+            signal_me(signal.SIGTERM)
+        except Interrupted:
+            signal_me(number)
+            noted.append(number)
+            raise
+
+    with pytest.raises(Interrupted):
+        cell()
+    assert noted == [number]
+    assert stop.number == signal.SIGTERM, "the exit code is the first one's"
+
+
+def test_a_cell_whose_end_is_decided_is_not_ended_another_way(stop: StopFlag) -> None:
+    with stop.deferred():
+        stop.close()
+    signal_me(signal.SIGTERM)
+
+
+def test_a_training_that_is_stopped_in_its_last_step_saves_it_and_does_not_go_on_to_measure(
+    tmp_path: Path,
+) -> None:
+    steps = 16
+    assert engine_run.run(tmp_path, "mim", drop_path=0.0, stop_at=steps) == {}
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*.pt")] == [f"step-{steps:09d}.pt"]
+    assert engine_run.run(tmp_path, "mim", drop_path=0.0)["images_seen"]
+
+
+def test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes_of_a_job() -> None:
+    """It would take its cells with it before they have saved their step."""
+    from multiprocessing import forkserver
+
+    forked_cell.fork_server(Runtime(device="cpu", jobs=1, threads=1))
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (ignored,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:")]
+    for number in STOPPING:
+        assert ignored >> (number - 1) & 1, number
+
+
+def test_processes_of_torchrun_know_whose_end_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that torchrun starts in the moment of its own end finds it gone."""
+    import torch.distributed.run
+
+    told = []
+    monkeypatch.setattr(elastic, "die_with_parent", lambda: None)
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.distributed.run, "main", lambda: told.append(os.environ.get(PARENT_VARIABLE)))
+    elastic.main()
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    assert told == [str(os.getpid())]
