@@ -7,6 +7,13 @@ from benchmark.stopping import exits_by_signals
 
 if __name__ == "__main__":
     with exits_by_signals():
-        from benchmark.cli import main
+        try:
+            from benchmark.cli import main
 
-        sys.exit(main())
+            code = main()
+        except ModuleNotFoundError as error:
+            if "--debug" in sys.argv:
+                raise
+            print(f"error: {error}; pip install -r requirements.txt installs all packages", file=sys.stderr)
+            code = 2
+        sys.exit(code)

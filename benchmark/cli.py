@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from benchmark.commands import COMMANDS, load_command
 from benchmark.commands.options import Parser, names_protocol
@@ -14,7 +15,7 @@ from benchmark.disk_trouble import REMEDIES
 from benchmark.stopping import Stopped, check_stopped, stopped_by_signals
 from protocols.errors import HarnessError, shown, unknown
 
-DONE = 0
+READER_GONE = 128 + signal.SIGPIPE  # what a shell shows of a program that this signal ends
 PROGRAM = "run_benchmark.py"
 
 
@@ -32,11 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name not in COMMANDS:
                 raise unknown("command", name, COMMANDS)
         with stopped_by_signals():
-            return _run(name, given)
+            code = _run(name, given)
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has seen enough; what was to be kept is on disk.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        # The reader of a pipe (head, less) has gone, maybe before the work was at its end: not 0.
+        return READER_GONE
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # what rich makes of it
+            return READER_GONE
+        raise
     except HarnessError as error:
         _explain(f"error: {error}", is_debugging)
         return error.exit_code
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return HarnessError.exit_code
     except Stopped as stopped:
-        print(stopped.line, file=sys.stderr)
+        stopped.say()
         return stopped.exit_code
 
 
@@ -87,6 +93,7 @@ def _remedy(error: OSError) -> str:
 
 
 def _explain(text: str, is_debugging: bool) -> None:
-    if is_debugging:
-        traceback.print_exc()
-    print(shown(text), file=sys.stderr)
+    with suppress(OSError):  # nobody reads it any more
+        if is_debugging:
+            traceback.print_exc()
+        print(shown(text), file=sys.stderr)

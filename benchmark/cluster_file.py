@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from benchmark.plan import STAGES, Stage
 from protocols.errors import HarnessError, nearest
 from protocols.frozen import Frozen, FrozenDict, NonNegativeInt, PositiveInt
+from protocols.reader import composed
 
 MAX_FILE_BYTES = 256 * 1024
 # What the harness itself gives sbatch, or another key of the file: an option of `sbatch` must not undo it.
@@ -196,10 +197,8 @@ class _Reader:
         self.file = file
         self.lines: dict[str, int] = {}
         try:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-                raise HarnessError(f"{file}: aliases are not allowed; write the value out")
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            root = composed(text)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = getattr(error, "problem_mark", None)
             line = f":{where.line + 1}" if where is not None else ""
             problem = getattr(error, "problem", None) or getattr(error, "reason", None)

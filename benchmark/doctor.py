@@ -6,6 +6,7 @@ it ends or hangs, that check has failed and the others go on in a new one.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmark.die_with_parent import die_with_parent
+from benchmark.layout import SCRATCH_PREFIX
 from protocols.errors import HarnessError
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +29,8 @@ REQUIREMENTS = ROOT / "requirements.txt"
 REINSTALL = "pip install --force-reinstall -r requirements.txt"
 Status = Literal["ok", "warning", "FAILED"]
 DISK_REMEDY = "make room and permissions there, or give another folder with --work-dir"
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM)
+OTHER_REMEDY = "this machine, or its container, does not give what the check needs: have that mended"
 END = None  # what a process sends after the last finding of a check
 
 
@@ -57,12 +61,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Check:
-    """`seconds` are its limit; what `is_slow` is left out of a quick examination."""
+    """`seconds` are its limit; what `is_slow` is left out of a quick examination.
+
+    What `needs_scratch` is left out where no folder can be made in the work dir.
+    """
 
     name: str
     find: Callable[[Asked], Iterator[Finding]]
     seconds: float = 30.0
     is_slow: bool = False
+    needs_scratch: bool = False
 
 
 def ok(what: str, found: str) -> Finding:
@@ -167,7 +175,8 @@ def _work(checks: Sequence[Check], asked: Asked, sender: Connection, parent: int
             sender.send(failed(check.name, what, remedy or "do what it says"))
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            sender.send(failed(check.name, f"{where}{error.strerror or error}", DISK_REMEDY))
+            remedy = DISK_REMEDY if error.errno in OF_THE_DISK else OTHER_REMEDY
+            sender.send(failed(check.name, f"{where}{error.strerror or error}", remedy))
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             sender.send(
@@ -196,7 +205,7 @@ def scratch_folder(work_dir: Path) -> Iterator[Path | None]:
     while not holder.is_dir() and holder != holder.parent:
         holder = holder.parent
     try:
-        folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=holder))
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=holder))
     except OSError:
         yield None
         return

@@ -52,8 +52,7 @@ def work_dir(asked: Asked) -> Iterator[Finding]:
 
 def locks(asked: Asked) -> Iterator[Finding]:
     """Whether a lock keeps a second process out, and is free again when its owner was killed."""
-    if asked.scratch is None:
-        return  # `work_dir` has said so
+    assert asked.scratch is not None
     path = asked.scratch / "lock"
     remedy = (
         "have it mounted with locks (Lustre: -o flock; NFS: without nolock), or give a --work-dir on another "
@@ -107,8 +106,7 @@ def _lock_and_die(path: Path) -> None:
 
 def renames(asked: Asked) -> Iterator[Finding]:
     """Whether a file can be replaced whole under a reader, and pushed to the disk with its folder."""
-    if asked.scratch is None:
-        return
+    assert asked.scratch is not None
     folder = asked.scratch
     path, old, new = folder / "renamed", b"old" * 1000, b"new" * 2000
     write_atomically(path, old)
@@ -134,8 +132,7 @@ def renames(asked: Asked) -> Iterator[Finding]:
 
 def speed(asked: Asked) -> Iterator[Finding]:
     """One large file, and many small ones, until they are on the disk."""
-    if asked.scratch is None:
-        return
+    assert asked.scratch is not None
     if shutil.disk_usage(asked.scratch).free < LEAST_FREE:
         return  # what runs there must not meet a full disk for this
     folder, block = asked.scratch, os.urandom(1024**2)  # a file system that compresses gains nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from protocols import list_protocols, load_protocol
 
 SHARED_MEMORY = Path("/dev/shm")
 CGROUPS = Path("/sys/fs/cgroup")
+MEMORY = Path("/proc/meminfo")
 MEMORY_PER_JOB = 1.5e9  # the hungriest cell of mini took 1.3 GB
 BATCHES_PER_WORKER = 2  # prefetch_factor of the engine's loader
 FILES_AT_REST, FILES_PER_WORKER = 256, 32  # libraries and stores; what a reading process has under way
@@ -34,7 +36,13 @@ def cores_and_memory(asked: Asked) -> Iterator[Finding]:
         yield ok("cores", f"{cores} of the machine's {os.cpu_count()}")
     memory = available_memory()
     wanted = cores * MEMORY_PER_JOB
-    if memory < MEMORY_PER_JOB:
+    if memory is None:
+        yield warning(
+            "memory",
+            "how much is free is unknown: there is no /proc/meminfo",
+            f"mount /proc, or give --jobs N with {size(MEMORY_PER_JOB)} for each",
+        )
+    elif memory < MEMORY_PER_JOB:
         yield failed("memory", f"{size(memory)} are free; one cell of mini takes up to 1.3 GB", "free some")
     elif memory < wanted:
         yield warning(
@@ -55,18 +63,22 @@ def cores_and_memory(asked: Asked) -> Iterator[Finding]:
         yield ok("OMP_NUM_THREADS", "not set; cells set their own" if threads is None else threads)
 
 
-def available_memory() -> float:
-    """Bytes that this process may still take: the machine's, or what its control groups leave."""
-    stated = dict(
-        line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines() if ":" in line
-    )
-    free = float(stated["MemAvailable"].split()[0]) * 1024
+def available_memory() -> float | None:
+    """Bytes that this process may still take: the machine's, or what its control groups leave.
+
+    None where neither is told.
+    """
+    try:
+        stated = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines() if ":" in line)
+        free = float(stated["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = math.inf
     for folder in _groups("memory"):
         limit = _number(folder / "memory.max", folder / "memory.limit_in_bytes")
         used = _number(folder / "memory.current", folder / "memory.usage_in_bytes") or 0
         if limit is not None and limit < UNLIMITED:
             free = min(free, max(0.0, limit - used))
-    return free
+    return None if free == math.inf else free
 
 
 def cpu_limit() -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmark.data import READERS
 from benchmark.decode_probe import Expected, Pixels, check_files, digest_over, expected, found
-from benchmark.doctor import Asked, Finding, failed, ok, warning
+from benchmark.doctor import ROOT, Asked, Finding, failed, ok, warning
 from benchmark.inputs import EXTERNAL_SETS
 from benchmark.provenance import git_state
 from protocols import list_protocols, load_protocol
@@ -102,7 +102,8 @@ def checkout(asked: Asked) -> Iterator[Finding]:
         yield warning(
             "git",
             "no checkout: records cannot say which code made them",
-            "run from a git clone, with git installed",
+            "run from a git clone, with git installed; in a container, tell git that it may read "
+            f"it: git config --global --add safe.directory {ROOT}",
         )
     elif state.dirty:
         yield warning(

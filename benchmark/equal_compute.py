@@ -32,14 +32,15 @@ def resolve_method(
 def codebook_size(protocol: Protocol, tokenizer: str) -> int:
     """V: what the protocol says, else the tokenizer's own default. HarnessError if neither says it."""
     config: Mapping[str, Any] = protocol.tokenizers[tokenizer]
-    if "codebook_size" not in config and tokenizer in list_tokenizers():
+    if tokenizer in list_tokenizers():
         config = tokenizer_spec(tokenizer).resolve(config)
-    if "codebook_size" not in config:
+    size = config.get("codebook_size")
+    if type(size) is not int:
         raise HarnessError(
-            f"protocol {protocol.name}, tokenizers.{tokenizer}: codebook_size must be set; what a cell "
-            "costs follows from it"
+            f"protocol {protocol.name}, tokenizers.{tokenizer}: codebook_size must be a whole number; what "
+            "a cell costs follows from it"
         )
-    return int(config["codebook_size"])
+    return size
 
 
 def pretraining_flops(

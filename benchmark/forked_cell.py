@@ -14,6 +14,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from benchmark.die_with_parent import PARENT_VARIABLE
 from benchmark.job import Job, run_in_child
 from benchmark.runtime import Runtime
 from benchmark.stopping import STOPPING
@@ -21,6 +22,7 @@ from protocols.errors import HarnessError
 
 DYING_SECONDS = 5.0  # in which a killed server answers no more and is not yet known to be dead
 ROOT = Path(__file__).parent.parent
+IMPORTED = ("benchmark.ends_with_harness", "benchmark.worker", "benchmark.embedded_once")
 
 
 def start_forked(job: Job) -> ForkServerProcess:
@@ -51,19 +53,21 @@ def fork_server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
     It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
     this process's path nor anything but the current folder. SIGINT and SIGHUP are ignored from its
     first moment, for a terminal sends them to the whole group; and SIGTERM, which systems send to all
-    processes of a job: cells end with it (worker.py), and could not save their step.
+    processes of a job: cells end with it (worker.py), and could not save their step. So it ends with
+    this process by the kernel, from its first import on.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark.worker", "benchmark.embedded_once"])
+    context.set_forkserver_preload(list(IMPORTED))
     threads = {
         name: str(runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ |= threads
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    given = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", PARENT_VARIABLE: str(os.getpid())}
+    before = {name: os.environ.get(name) for name in given}
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
     try:
-        os.environ |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+        os.environ |= given
         forkserver.ensure_running()
     finally:
         for number, handler in handlers.items():

@@ -16,6 +16,7 @@ TOKENS_NAME = "tokens"  # in the work dir, as is the next: stores serve every pr
 FEATURES_NAME = "features"
 CHECKPOINTS_NAME = "checkpoints"
 ENCODING_NAME = "encoding"  # in the checkpoints' folder: what a tokenising cell has not finished
+SCRATCH_PREFIX = ".doctor-"  # in a work dir: what `doctor` tries it with; a kill leaves it there
 BEGUN_NAME = "begun.json"  # in the checkpoints' folder: the code and the parents that they come from
 
 
@@ -54,7 +55,7 @@ def check_work_dir(work_dir: Path) -> None:
         )
     if not work_dir.exists():
         return
-    entries = sorted(path.name for path in work_dir.iterdir())
+    entries = sorted(path.name for path in work_dir.iterdir() if not path.name.startswith(SCRATCH_PREFIX))
     is_ours = any(
         name in ("tokens", "packed")
         or (work_dir / name / "cells").is_dir()

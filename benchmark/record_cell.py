@@ -44,7 +44,8 @@ def note_attempt(folder: Path, **event: str) -> None:
 def read_attempts(folder: Path, *, ending: Outcome) -> tuple[Attempt, ...]:
     """All attempts at the cell so far, one that is still open as ending now, in `ending`.
 
-    A line that was cut short, by a kill or a full disk, or damaged otherwise is passed over. A killed attempt's end is when the next one began.
+    A line that was cut short, by a kill or a full disk, or damaged otherwise is passed over. A killed
+    attempt's end is when the next one began.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:

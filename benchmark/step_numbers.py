@@ -111,7 +111,7 @@ def _bad_weights(loop: StepLoop) -> Tensor:
 
 def _last(finite: dict[str, float] | None) -> str:
     if finite is None:
-        return "no step before it was finite"
+        return "no finite step before it is known"
     return (
         f"last finite: loss {finite['loss']:.6g} and gradient norm {finite['gradient_norm']:.6g} "
         f"at step {finite['step']:.0f}"

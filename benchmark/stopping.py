@@ -5,12 +5,14 @@ Imports next to nothing: signals count from the first moment of a command (run_b
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TextIO
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GOES_ON = "nothing that was finished is lost.\nThe same command goes on from here."
@@ -30,6 +32,11 @@ class Stopped(BaseException):
     def line(self) -> str:
         """What a command says that knows no more of how it goes on."""
         return f"\nstopped by {self}; {GOES_ON}"
+
+    def say(self) -> None:
+        """Say so, unless the terminal is what has gone."""
+        with suppress(OSError):
+            print(self.line, file=sys.stderr)
 
 
 class _Taken:
@@ -91,5 +98,16 @@ def exits_by_signals() -> Iterator[None]:
                 for number in STOPPING:
                     signal.signal(number, signal.SIG_IGN)
     except Stopped as stopped:
-        print(stopped.line, file=sys.stderr)
+        stopped.say()
         sys.exit(stopped.exit_code)
+    finally:
+        # Nor must what can no longer be printed, on a terminal that has gone.
+        for stream in (sys.stdout, sys.stderr):
+            _forget_if_closed(stream)
+
+
+def _forget_if_closed(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

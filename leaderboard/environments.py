@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
 
 from leaderboard.record import Record
-from leaderboard.runs import RowKey, Run
+
+if TYPE_CHECKING:
+    from leaderboard.runs import RowKey, Run
 
 DECODE_DIGEST = "decode digest"  # the key in a record's environment; benchmark/provenance.py writes it
 UNKNOWN = "unknown"
@@ -26,7 +29,7 @@ SELDOM_MOVES_NUMBERS = ("python", "system", "cpu")
 ROWS_BY_NAME = 3
 MOST_GROUPS, MOST_VALUES = 5, 4
 DIGEST_CHARACTERS = 12
-Values = Mapping[RowKey, tuple[str, ...]]
+Values: TypeAlias = "Mapping[RowKey, tuple[str, ...]]"
 
 
 def decode_digest(record: Record) -> str | None:
@@ -35,6 +38,11 @@ def decode_digest(record: Record) -> str | None:
         return None
     digest = record.environment.get(DECODE_DIGEST, UNKNOWN)
     return None if digest.startswith(UNKNOWN) else digest
+
+
+def decoded_otherwise(one: Record, other: Record) -> bool:
+    """Whether it is known that the two did not read the same pixels."""
+    return len({decode_digest(one), decode_digest(other)} - {None}) > 1
 
 
 def environment_notes(done: Sequence[Run]) -> list[str]:
@@ -66,8 +74,9 @@ def _decoding(rows: Mapping[RowKey, Mapping[str, Record]], names: Mapping[RowKey
     if len(set(chain(*digests.values()))) > 1:
         notes.append(
             f"Rows differ in decode digest ({_grouped([('', digests)], names)}): their images were not "
-            "decoded to the same pixels, and rows that differ are compared with each other in no table; run "
-            "them again with one Pillow (python run_benchmark.py doctor says which)."
+            "decoded to the same pixels, and rows that differ are compared with each other in no table, nor "
+            "have they a gain over each other; run them again with one Pillow (python run_benchmark.py "
+            "doctor says which)."
         )
     if unknown:
         notes.append(

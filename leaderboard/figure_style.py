@@ -28,6 +28,7 @@ WIDTH = 4.3  # inches, as all lengths here
 KEY_LINE, KEY_COLUMNS = 0.21, 3
 _TITLED, _UNTITLED, _TICKS, _LABEL, _RIGHT = 0.32, 0.1, 0.24, 0.22, 0.14
 PNG_DPI = 150
+LONGEST_LINE = 160
 SETTINGS: Any = {
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -166,7 +167,8 @@ def fitted(text: str, size: float, width: float) -> str:
     """Every line of `text` cut where it would be wider than `width`; the cut is shown."""
     lines = []
     for line in text.splitlines():
-        kept = line
+        # Each letter that goes is measured again: of a name of a million letters nobody would see the end.
+        kept = line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "\u2026"
         while len(kept) > 1 and text_width(kept, size) > width:
             kept = kept[:-2].rstrip() + "\u2026"
         lines.append(kept)

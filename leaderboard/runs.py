@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from leaderboard.environments import decoded_otherwise
 from leaderboard.lineage import (
     LINEAR_PROBE,
     PRETRAIN,
@@ -230,11 +231,16 @@ def _with_gain(
 
 
 def _random_trunk(run: Run, floors: Iterable[Run], lineage: Lineage) -> Run | None:
-    """The newest of `floors`, random trunks of the same seed, that is under the same slices as `run`."""
+    """The newest of `floors`, random trunks of the same seed, that is under the same slices as `run`.
+
+    Where it is known how both decoded images, they must have done so alike.
+    """
     mine = lineage.slices(run.record)
 
     def is_floor(other: Run) -> bool:
         its = lineage.slices(other.record)
+        if decoded_otherwise(run.record, other.record):
+            return False
         return all(mine.get(name) == digest for name, digest in its.items() if not name.startswith("method:"))
 
     return max(filter(is_floor, floors), key=lambda other: ended(other.record), default=None)

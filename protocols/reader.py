@@ -90,7 +90,7 @@ class Reader:
         self.lines: dict[str, int] = {}
         self.overridden: dict[str, str] = {}
         try:
-            root = _compose(text)
+            root = composed(text)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             where = getattr(error, "problem_mark", None)
             line = f":{where.line + 1}" if where is not None else ""
@@ -138,7 +138,7 @@ class Reader:
                 f"--set {text:.200}: write SLICE.FIELD=VALUE; {nearest(path, inside or self.sources)}"
             )
         try:
-            node = _compose(value)
+            node = composed(value)
         except (yaml.YAMLError, UnicodeError):
             raise HarnessError(
                 f"--set {path}: {value[:MOST_DIGITS]!r} is not a value; write a number, a word, true, false, "
@@ -369,7 +369,7 @@ class Reader:
         return list(model.model_fields)
 
 
-def _compose(text: bytes | str) -> yaml.Node | None:
+def composed(text: bytes | str) -> yaml.Node | None:
     """The nodes of one YAML document without aliases, nested no deeper than MOST_NESTED."""
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):

@@ -31,14 +31,20 @@ LONGEST = (
     "protocols/test_every_value.py",
     "benchmark/test_plan_probe.py",
     "benchmark/test_run_endings.py",
+    "disks/test_full_run.py",
+    "campaigns/test_two_at_once.py",
+    "campaigns/test_long_campaigns.py",
+    "campaigns/test_redo.py",
+    "chaos/test_gaps.py",
     "benchmark/test_tokenise_kclip.py",
+    "benchmark/test_exactly_n.py",
     "benchmark/test_cost.py",
 )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A protocol's text is parsed once by each process; files are given out in the order below."""
-    reader._compose = lru_cache(64)(reader._compose)
+    reader.composed = lru_cache(64)(reader.composed)
     config.option.loadscopereorder = False  # pytest-xdist's own order is by the number of tests
 
 

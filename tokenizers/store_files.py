@@ -85,10 +85,8 @@ def map_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArr
     except DAMAGED_ARRAY as error:
         raise HarnessError(f"{path}: damaged ({error!s:.200}); {REMEDY}") from None
     if mapped.dtype != dtype or mapped.shape != shape:
-        raise HarnessError(
-            f"{path}: holds {mapped.dtype!s:.80} {mapped.shape!s:.80}, but the manifest says {dtype} {shape}; "
-            f"{REMEDY}"
-        )
+        found = f"{mapped.dtype!s:.80} {mapped.shape!s:.80}"
+        raise HarnessError(f"{path}: holds {found}, but the manifest says {dtype} {shape}; {REMEDY}")
     # A plain view: numpy's memmap class only adds cost to each look-up.
     return np.asarray(mapped)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ examples:
 exit codes: 0 nothing FAILED (there may be warnings); 1 something did; 2 usage
 """
 GOOD, BAD = 0, 1
+NO_WORK_DIR = "no work dir"
 # torch is loaded once, by the first that needs it, and CUDA after all that fork.
 CHECKS = (
     Check("Python", doctor_packages.python),
@@ -40,11 +41,11 @@ CHECKS = (
     Check("open files", doctor_machine.open_files),
     Check("clock", doctor_clock.clock),
     Check("work dir", doctor_disk.work_dir),
-    Check("locks", doctor_disk.locks, 60),
-    Check("renames", doctor_disk.renames),
-    Check("disk speed", doctor_disk.speed, 120, is_slow=True),
+    Check("locks", doctor_disk.locks, 60, needs_scratch=True),
+    Check("renames", doctor_disk.renames, needs_scratch=True),
+    Check("disk speed", doctor_disk.speed, 120, is_slow=True, needs_scratch=True),
     Check("torch", doctor_torch.loads, 300, is_slow=True),
-    Check("save and load", doctor_torch.save_and_load, 60, is_slow=True),
+    Check("save and load", doctor_torch.save_and_load, 60, is_slow=True, needs_scratch=True),
     Check("two processes", doctor_torch.two_processes, 150, is_slow=True),
     Check("GPU", doctor_gpu.gpus, 120, is_slow=True),
 )
@@ -75,19 +76,19 @@ def run(options: Namespace) -> int:
         device=options.device,
         workers=options.workers,
     )
-    chosen = [check for check in CHECKS if not (options.quick and check.is_slow)]
-    left_out = [check.name for check in CHECKS if check not in chosen]
     found: list[Finding] = []
     with scratch_folder(asked.work_dir) as scratch:
+        left_out = {check.name: NO_WORK_DIR for check in CHECKS if check.needs_scratch and scratch is None}
+        left_out |= {check.name: "--quick" for check in CHECKS if options.quick and check.is_slow}
+        chosen = [check for check in CHECKS if check.name not in left_out]
         for finding in examine(chosen, replace(asked, scratch=scratch)):
             found.append(finding)
             if not options.json:
                 print(lines(finding), flush=True)
     counts = {status: sum(one.status == status for one in found) for status in ("ok", "warning", "FAILED")}
     if options.json:
-        print(json.dumps(
-            {"findings": [asdict(one) for one in found], "counts": counts, "left_out": left_out}, indent=1
-        ))  # fmt: skip
+        content = {"findings": [asdict(one) for one in found], "counts": counts, "left_out": list(left_out)}
+        print(json.dumps(content, indent=1))
     else:
         print(summary(counts, left_out))
     return BAD if counts["FAILED"] else GOOD
@@ -102,10 +103,11 @@ def lines(finding: Finding) -> str:
     return f"{text}\n{paragraph(finding.remedy, first=f'{chr(32) * INDENT}-> ', rest=' ' * (INDENT + 3))}"
 
 
-def summary(counts: dict[str, int], left_out: Iterable[str]) -> str:
-    """How many of each, and what was not tried."""
+def summary(counts: dict[str, int], left_out: Mapping[str, str]) -> str:
+    """How many of each, and what was not tried, with the reason."""
     warnings = count(counts["warning"], "warning")
     findings = count(sum(counts.values()), "finding")
     text = f"{findings}: {counts['ok']} ok, {warnings}, {counts['FAILED']} FAILED"
-    names = ", ".join(left_out)
-    return paragraph(f"{text}; not tried (--quick): {names}" if names else text)
+    for why in dict.fromkeys(left_out.values()):
+        text += f"; not tried ({why}): {', '.join(name for name in left_out if left_out[name] == why)}"
+    return paragraph(text)

@@ -37,7 +37,6 @@ from benchmark.preflight import preflight
 from benchmark.progress import choose_display
 from benchmark.runtime import Runtime, count_gpus, detect_runtime
 from benchmark.step_costs import DamagedCosts, StepCosts, known_costs
-from benchmark.stopping import Stopped
 from benchmark.survey import CellState, made_anew, refuse_damaged, survey
 from protocols import load_protocol
 from protocols.errors import HarnessError
@@ -51,6 +50,7 @@ board. The same command again goes on where it stopped.
 other commands, each with its own --help:
   plan        what a command would run, in which order, at what cost
   status      which cells are done, failed, stale, running or to do
+  doctor      check this machine: packages, GPUs, limits, disk, decoders
   data        is a data set whole? its manifest
   pack        decode the images of pre-training once, for all methods
   tokenize    token stores alone, in one or many processes
@@ -150,29 +150,19 @@ def run(options: Namespace) -> int:
             print(paragraph(line, rest="  "), file=sys.stderr)
     if cluster is not None:
         return submit(options, protocol, states, cluster, runtime_of=placement.of)
-    try:
-        with choose_display(
-            quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name
-        ) as display:
-            records = execute(
-                plan,
-                protocol,
-                runtime,
-                options.work_dir,
-                display=display,
-                redo_failed=options.redo_failed,
-                redo_stale=options.redo_stale,
-                stale={one.cell.id for one in stale},
-                data_root=options.data_root,
-                placement=placement,
-            )
-    except Stopped as stopped:
-        print(
-            f"\nstopped by {stopped}; nothing that was finished is lost.\n"
-            "The same command goes on from here.",
-            file=sys.stderr,
+    with choose_display(quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name) as display:
+        records = execute(
+            plan,
+            protocol,
+            runtime,
+            options.work_dir,
+            display=display,
+            redo_failed=options.redo_failed,
+            redo_stale=options.redo_stale,
+            stale={one.cell.id for one in stale},
+            data_root=options.data_root,
+            placement=placement,
         )
-        return stopped.exit_code
     show_board(options.work_dir, load_protocol(options.protocol))
     left = survey(plan, protocol, options.work_dir, data_root=options.data_root)
     stale = [one for one in left if one.state == "stale"]

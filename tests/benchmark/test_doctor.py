@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +66,11 @@ def finds_no_room(asked: Asked) -> Iterator[Finding]:
     yield
 
 
+def finds_no_file(asked: Asked) -> Iterator[Finding]:
+    Path("/proc/no-such-file").read_text()
+    yield
+
+
 def is_refused(asked: Asked) -> Iterator[Finding]:
     raise HarnessError("it is not there; fetch it")
     yield
@@ -77,12 +83,13 @@ def goes_well(asked: Asked) -> Iterator[Finding]:
 def test_a_check_that_crashes_hangs_or_raises_has_failed_and_the_others_go_on(asked: Asked) -> None:
     checks = [
         Check("crash", crashes), Check("hang", hangs, 0.2), Check("raise", raises), Check("well", goes_well),
-        Check("refused", is_refused), Check("room", finds_no_room), Check("again", goes_well),
+        Check("refused", is_refused), Check("room", finds_no_room), Check("file", finds_no_file),
+        Check("again", goes_well),
     ]  # fmt: skip
     findings = list(examine(checks, asked))
     assert [(one.status, one.what) for one in findings] == [
         ("ok", "before"), ("FAILED", "crash"), ("FAILED", "hang"), ("FAILED", "raise"), ("ok", "well"),
-        ("FAILED", "refused"), ("FAILED", "room"), ("ok", "well"),
+        ("FAILED", "refused"), ("FAILED", "room"), ("FAILED", "file"), ("ok", "well"),
     ]  # fmt: skip
     said = {one.what: one for one in findings}
     assert said["crash"].found == "the process that tried it was ended by SIGKILL"
@@ -90,6 +97,8 @@ def test_a_check_that_crashes_hangs_or_raises_has_failed_and_the_others_go_on(as
     assert said["raise"].found == "RuntimeError: first line"
     assert said["room"].found == "a-file: No space left on device"
     assert said["room"].remedy.startswith("make room")
+    assert said["file"].found == "/proc/no-such-file: No such file or directory"
+    assert "its container, does not give" in said["file"].remedy
     assert (said["refused"].found, said["refused"].remedy) == ("it is not there", "fetch it")
     assert all(one.remedy for one in findings if one.status != "ok")
 
@@ -149,15 +158,27 @@ def test_all_quick_checks_of_this_machine_in_one_go(
     code = main(["doctor", "--quick", "--json", "--work-dir", str(tmp_path), "--data-root", str(tmp_path)])
     stated = json.loads(capsys.readouterr().out)
     assert code == (1 if stated["counts"]["FAILED"] else 0)
-    names = {one["what"] for one in stated["findings"]}
-    assert {"Python", "packages", "image decoding", "cores", "open files", "clock", "locks"} <= names
+    statuses = {one["what"]: one["status"] for one in stated["findings"]}
+    assert statuses["work dir"] != "FAILED", "what doctor makes in an empty one is not taken for another's"
+    assert {"Python", "packages", "image decoding", "cores", "open files", "clock", "locks"} <= set(statuses)
     assert stated["left_out"] == ["disk speed", "torch", "save and load", "two processes", "GPU"]
-    assert "data root" in [one["what"] for one in stated["findings"] if one["status"] == "warning"]
+    assert statuses["data root"] == "warning"
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--workers", "-1"]) == 2
     assert "--workers must be 0 or more" in capsys.readouterr().err
+
+
+def test_without_its_packages_the_command_says_how_to_get_them() -> None:
+    script = Path(decode_probe.__file__).parents[1] / "run_benchmark.py"
+    bare = [sys.executable, "-I", "-S", "-c", f"import runpy, sys; sys.path[:0] = [{str(script.parent)!r}]; "
+            f"sys.argv[:] = ['run_benchmark.py', 'doctor']; runpy.run_path({str(script)!r}, "
+            "run_name='__main__')"]  # fmt: skip
+    ended = subprocess.run(bare, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: No module named ")
+    assert ended.stderr.endswith("; pip install -r requirements.txt installs all packages\n")
 
 
 # --- packages and what comes with the repository ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import resource
 import time
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from benchmark import checkpoint, doctor_clock, doctor_disk, doctor_gpu, doctor_machine, doctor_torch
+from benchmark.cli import main
 from benchmark.doctor import Asked, Check, Finding, examine
 from protocols.files import sha256_of_file
 
@@ -65,6 +67,15 @@ def test_limits_of_a_container(asked: Asked, tmp_path: Path, monkeypatch: pytest
         (groups / name).write_text(value)
     assert doctor_machine.cpu_limit() == 0.5
     assert only(found(doctor_machine.cores_and_memory, asked), "memory").status == "FAILED"
+
+
+def test_a_container_that_does_not_tell_its_memory(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_machine, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(doctor_machine, "CGROUPS", tmp_path / "none")
+    one = only(found(doctor_machine.cores_and_memory, asked), "memory")
+    assert (one.status, one.remedy.startswith("mount /proc, or give --jobs")) == ("warning", True)
 
 
 @pytest.mark.parametrize("threads", ["many", "0", "4096"])
@@ -127,11 +138,20 @@ def test_a_work_dir_that_cannot_be_one(asked: Asked, tmp_path: Path) -> None:
     assert (one.status, one.remedy) == ("FAILED", "give another with --work-dir")
 
 
-def test_a_folder_that_cannot_be_made_is_said_once(asked: Asked) -> None:
+def refused(*, prefix: str, dir: Path) -> str:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+
+def test_a_folder_that_cannot_be_made_is_said_once(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (one,) = found(doctor_disk.work_dir, asked, scratch=None)
     assert (one.status, bool(one.remedy)) == ("FAILED", True)
-    for find in (doctor_disk.locks, doctor_disk.renames, doctor_disk.speed, doctor_torch.save_and_load):
-        assert found(find, asked, scratch=None) == []
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    assert main(["doctor", "--quick", "--json", "--work-dir", str(tmp_path / "runs")]) == 1
+    stated = json.loads(capsys.readouterr().out)
+    assert {"locks", "renames", "disk speed", "save and load"} < set(stated["left_out"])
+    assert not {one["what"] for one in stated["findings"]} & {"locks", "renames"}
 
 
 @pytest.mark.parametrize(

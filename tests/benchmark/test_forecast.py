@@ -29,7 +29,7 @@ from benchmark.plan import Cell, make_plan, select
 from methods import build_method, list_methods, method_spec
 from methods.trunk import build_trunk
 from protocols import load_protocol
-from protocols.files import sha256_of_file
+from protocols.files import write_atomically
 from protocols.schema import Part, Protocol, TrunkSpec
 from tests.error_settings import TINY, finished_run
 from tokenizers.open_clip_features import OpenClipFeatures
@@ -232,12 +232,12 @@ def test_disk_of_a_pretraining(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     optimizer.step()
     most = 0
 
-    def digest(path: Path) -> str:
-        nonlocal most  # asked when the newest is written and the oldest still there
+    def write(path: Path, content: bytes | str) -> None:
+        nonlocal most  # the newest is written and the oldest still there
+        write_atomically(path, content)
         most = max(most, sum(one.stat().st_size for one in path.parent.iterdir()))
-        return sha256_of_file(path)
 
-    monkeypatch.setattr("benchmark.checkpoint.sha256_of_file", digest)
+    monkeypatch.setattr("benchmark.checkpoint.write_atomically", write)
     for step in (1, 2, 3):  # the newest two are kept
         save_checkpoint(
             tmp_path / "steps", step, {"model": method.state_dict(), "optimizer": optimizer.state_dict()}

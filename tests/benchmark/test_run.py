@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
 STAGES = {"tokenise": 1, "pretrain": 5, "finetune": 6, "linear-probe": 6}
 pytestmark = pytest.mark.usefixtures("boards_without_drawings")
-# Times, memory and attempts are measurements of a run, not results of it; the record's own digest is over them.
+# Times, memory and attempts are measurements of a run, not results of it; the digest is over them, too.
 MEASURED = {("cost", "wall_seconds"), ("cost", "peak_memory_bytes"), ("attempts",), ("digest",)}
 
 
@@ -148,7 +146,7 @@ def test_another_seed_differs(finished: Path, tmp_path: Path) -> None:
     assert other["metrics"]["loss"] != ours["metrics"]["loss"]
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -191,7 +189,7 @@ def test_killed_in_pretraining_it_ends_with_the_same_bits(finished: Path, tmp_pa
     wait_for(saved)
     harness.kill()
     harness.wait()
-    wait_for(lambda: not Path(f"/proc/{trainer()}").exists(), seconds=30)  # no orphan trains on
+    wait_for(lambda: not Path(f"/proc/{trainer()}").exists())  # no orphan trains on
     assert not (folder() / "record.json").exists()
     done = run(disturbed, *long)
     assert done.returncode == 0, done.stderr
@@ -250,7 +248,7 @@ def test_one_run_at_a_time(finished: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = run(finished)
     assert second.returncode == 2
-    assert "another run is using" in second.stderr
+    assert "another run (process " in second.stderr
 
 
 def test_report_needs_only_records_and_no_torch(finished: Path, tmp_path: Path) -> None:

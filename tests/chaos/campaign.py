@@ -114,6 +114,8 @@ def disturb(
                     orphans=sum(fault.startswith("left running") for fault in attempt.faults),
                 )
             )
+        else:
+            done[-1].lost += found
         if attempt.code == 0 or (moment is None and attempt.code not in RESUMABLE):
             break
         if not _is_expected(attempt, moment):

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from benchmark import cli, elastic, forked_cell, worker
 from benchmark.cli import main
@@ -96,6 +98,52 @@ def test_a_signal_that_python_drops_is_not_lost(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(Stopped, match="SIGTERM"), stopped_by_signals():
         look_again()
+
+
+def test_a_terminal_that_has_gone_does_not_change_the_exit_code() -> None:
+    """What would be printed on it is an error, now and once more while the interpreter ends."""
+    program = """if True:
+        import os, signal
+        from benchmark.stopping import exits_by_signals
+        with exits_by_signals():
+            print("half a table")
+            os.kill(os.getpid(), signal.SIGHUP)
+    """
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=gone, stderr=gone, timeout=60, check=False,
+            env=buffered, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )  # fmt: skip
+    assert done.returncode == 128 + signal.SIGHUP
+
+
+def test_a_command_whose_reader_has_gone_does_not_end_as_one_that_has_done_its_work() -> None:
+    """`run ... 2>&1 | head -1` once ended with 0 before its first cell."""
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "run_benchmark.py", "list", "protocols"]
+    done = subprocess.run(words, cwd=ROOT, stdout=write, stderr=write, timeout=60, check=False)
+    os.close(write)
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_reader_that_goes_while_a_table_is_shown_is_one_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """rich takes the error, and ends the program with 1: "some cell failed"."""
+
+    def run(options: Namespace) -> int:
+        read, write = os.pipe()
+        os.close(read)
+        with os.fdopen(write, "w", closefd=False) as gone:
+            Console(file=gone).print("[1/3] done")
+        return 0
+
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: os.open(os.devnull, os.O_WRONLY), raising=False)
+    command = SimpleNamespace(SUMMARY="", DESCRIPTION="", add_arguments=lambda parser: None, run=run)
+    monkeypatch.setattr(cli, "load_command", lambda name: command)
+    assert main(["status"]) == 128 + signal.SIGPIPE
 
 
 def test_a_command_under_nohup_outlives_its_terminal() -> None:
@@ -250,6 +298,37 @@ def test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes
     (ignored,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:")]
     for number in STOPPING:
         assert ignored >> (number - 1) & 1, number
+
+
+def test_the_server_that_cells_are_forked_from_ends_with_the_harness_whatever_it_does() -> None:
+    """One that imports torch, or is stopped, does not notice by itself that nobody needs it any more."""
+    harness = """if True:
+        import os, signal, time
+        from multiprocessing import forkserver
+        from pathlib import Path
+        from benchmark import forked_cell
+        from benchmark.runtime import Runtime
+        forked_cell.IMPORTED = forked_cell.IMPORTED[:1]
+        server = forked_cell.fork_server(Runtime(device="cpu", jobs=1, threads=1))
+        server.Process(target=int).start()
+        pid = forkserver._forkserver._forkserver_pid
+        os.kill(pid, signal.SIGSTOP)
+        while ") T " not in Path(f"/proc/{pid}/stat").read_text():
+            time.sleep(0.01)
+        print(pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with subprocess.Popen([sys.executable, "-c", harness], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+    server, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + 60
+    try:
+        while server.exists() and ") Z " not in server.read_text():
+            assert time.monotonic() < deadline, "the server is left"
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_processes_of_torchrun_know_whose_end_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Feeds readers damaged and malicious files for as long as asked, and keeps every file that one stumbles over.
+"""Feeds readers damaged and malicious files for as long as asked; keeps each that one stumbles over.
 
 python -m tests.fuzz --minutes 20                      every reader in turn
 python -m tests.fuzz --reader checkpoint --seed 7      those of one group

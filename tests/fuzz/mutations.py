@@ -13,17 +13,23 @@ from typing import Any
 
 Mutation = Callable[[Random, bytes], bytes]
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**300, 0.0, -0.0, 0.5, 1e308, -1e308,
-    5e-324, float("nan"), float("inf"), "", " ", ".", "..", "../../evil", "/etc/passwd", "a/b", "\x00", "\x1b[31m",
-    "\u202e", "\ud800", "é", "=1+1", "<b>", "$\\frac{$", "%s%n", "{0}", "[", [], {}, [[]], [None], {"": 0},
-    {"a": {"b": {}}}, "A" * 1000, "0" * 64, "f" * 64, "nan", "1e999", "0x10", "1_000", "!!python/name:os.system",
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**300, 0.0, -0.0, 0.5, 1e308,
+    -1e308, 5e-324, float("nan"), float("inf"), "", " ", ".", "..", "../../evil", "/etc/passwd", "a/b",
+    "\x00", "\x1b[31m", "\u202e", "\ud800", "é", "=1+1", "<b>", "$\\frac{$", "%s%n", "{0}", "[", [], {},
+    [[]], [None], {"": 0}, {"a": {"b": {}}}, "A" * 1000, "0" * 64, "f" * 64, "nan", "1e999", "0x10",
+    "1_000", "!!python/name:os.system",
 )  # fmt: skip
 ODD_TEXTS: tuple[bytes, ...] = (
-    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3\x28", b"\x1b[2J", b"&a", b"*a", b"<<: *a", b"!!python/object:x ",
-    b"!!binary ", b"!!set ", b"? ", b"---\n", b"...\n", b"%YAML 9.9\n", b"[" * 50, b"{" * 50, b"]", b"}", b": ",
-    b"\t", b"\r", b"\xe2\x80\xa8", b"|+9\n", b"1e999", b"9" * 400, b"-", b"'", b'"', b"\\", b"#", b"@", b"`", b"~",
-    b".inf", b".nan", b"0o7", b"12:30:45", b"2001-01-01", b"=", b"<<", b"null", b"\x85", b"\xc2\x85", b"\xf0\x9f\x92\xa9",
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3\x28", b"\x1b[2J", b"&a", b"*a", b"<<: *a",
+    b"!!python/object:x ", b"!!binary ", b"!!set ", b"? ", b"---\n", b"...\n", b"%YAML 9.9\n", b"[" * 50,
+    b"{" * 50, b"]", b"}", b": ", b"\t", b"\r", b"\xe2\x80\xa8", b"|+9\n", b"1e999", b"9" * 400, b"-", b"'",
+    b'"', b"\\", b"#", b"@", b"`", b"~", b".inf", b".nan", b"0o7", b"12:30:45", b"2001-01-01", b"=", b"<<",
+    b"null", b"\x85", b"\xc2\x85", b"\xf0\x9f\x92\xa9",
 )  # fmt: skip
+
+
+_NUMBERS = (b"\x00" * 4, b"\xff" * 4, b"\x00" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f",
+            b"\x80\x00\x00\x00", b"\x01\x00\x00\x00")  # fmt: skip
 
 
 def mutated(random: Random, whole: bytes, others: Sequence[bytes], *, structured: Mutation | None) -> bytes:
@@ -123,8 +129,7 @@ def _flipped(random: Random, content: bytes) -> bytes:
 
 def _overwritten(random: Random, content: bytes) -> bytes:
     at = random.randrange(len(content) + 1)
-    piece = random.choice((b"\x00" * 4, b"\xff" * 4, b"\x00" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f",
-                           b"\x80\x00\x00\x00", b"\x01\x00\x00\x00", *ODD_TEXTS))  # fmt: skip
+    piece = random.choice((*_NUMBERS, *ODD_TEXTS))
     return content[:at] + piece + content[at + len(piece) :]
 
 

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
-import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +20,19 @@ import numpy as np
 
 from protocols.frozen import digest_of
 from tests.fuzz.mutations import BYTES, Mutation, json_values, yaml_lines
+from tests.fuzz.weights_and_images import (
+    checkpoints,
+    classifiers,
+    images,
+    published,
+    read_checkpoint,
+    read_classifier_file,
+    read_image,
+    read_published_file,
+    read_weights,
+    safetensors,
+)
+from tests.fuzz.zips import npz_bytes, restored, safetensors_header, zip_members
 
 Read = Callable[[Path, bytes], object]
 
@@ -96,7 +106,8 @@ def _clusters() -> tuple[bytes, ...]:
     return (
         b"partition: gpu\ntime: 24:00:00\ngpus_per_node: 4\ngpu_type: h100\ncpus_per_process: 16\n"
         b"memory_per_process: 48G\nrequeues: 3\nsetup: [module load python, export A=1]\n"
-        b"sbatch: {exclusive: true, comment: none}\nstages:\n  linear-probe: {time: 2-00:00:00, partition: short}\n",
+        b"sbatch: {exclusive: true, comment: none}\n"
+        b"stages:\n  linear-probe: {time: 2-00:00:00, partition: short}\n",
     )
 
 
@@ -306,167 +317,6 @@ def _read_data_manifest(folder: Path, content: bytes) -> object:
     return list(open_manifest(path).entries())
 
 
-# Checkpoints and weights --------------------------------------------------------------------------------
-
-
-@cache
-def _saved(form: str) -> bytes:
-    import torch
-
-    weights = {
-        "blocks.0.attn.q.weight": torch.eye(4),
-        "blocks.0.attn.kv.weight": torch.ones(8, 4),
-        "n": torch.ones(3),
-    }
-    state = {
-        "step": 3,
-        "model": weights,
-        "optimiser": {"state": {0: {"step": 1, "m": torch.zeros(2)}}, "lr": [0.1]},
-    }
-    stream = io.BytesIO()
-    if form == "safetensors":
-        from safetensors.torch import save
-
-        return save(weights)
-    if form == "scripted":
-        torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 2), torch.ones(1, 3)), stream)
-    else:
-        content = {"checkpoint": state, "classifier": {"state_dict": weights, "best": np.float64(1.5)}}
-        torch.save(content[form.partition(" ")[0]], stream, _use_new_zipfile_serialization="old" not in form)
-    return stream.getvalue()
-
-
-def _checkpoints() -> tuple[bytes, ...]:
-    return (_saved("checkpoint"),)
-
-
-def _classifiers() -> tuple[bytes, ...]:
-    return (_saved("classifier"), _saved("classifier old"), _saved("checkpoint"))
-
-
-def _published() -> tuple[bytes, ...]:
-    return (_saved("classifier"), _saved("safetensors"), _saved("checkpoint"))
-
-
-def _safetensors() -> tuple[bytes, ...]:
-    return (_saved("safetensors"),)
-
-
-def _read_checkpoint(folder: Path, content: bytes) -> object:
-    from benchmark.checkpoint import load_newest
-
-    (folder / "step-000000003.pt").write_bytes(content)
-    (folder / "step-000000003.sha256").write_text(hashlib.sha256(content).hexdigest())
-    return load_newest(folder)
-
-
-def _read_weights(folder: Path, content: bytes) -> object:
-    from benchmark.checkpoint import load_weights
-
-    path = folder / "backbone.safetensors"
-    path.write_bytes(content)
-    return load_weights(path, digest=hashlib.sha256(content).hexdigest())
-
-
-def _read_classifier(folder: Path, content: bytes) -> object:
-    from benchmark.classifier_file import read_classifier
-
-    path = folder / "classifier.tar"
-    path.write_bytes(content)
-    return read_classifier(path)
-
-
-def _read_published(folder: Path, content: bytes) -> object:
-    from tokenizers.published import read_published
-
-    path = folder / ("w.pt" if content[:2] == b"PK" else "w.safetensors")
-    path.write_bytes(content)
-    return read_published(path, sha256=None, accept_unknown=True)
-
-
-def restored(content: bytes, changed: Callable[[str, bytes], bytes] = lambda _, one: one) -> bytes:
-    """A zip archive written anew, nothing compressed and every checksum right, its members `changed`."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
-        for member in old.infolist():
-            new.writestr(member.filename, changed(member.filename, old.read(member)))
-    return stream.getvalue()
-
-
-def zip_members(random: Random, content: bytes) -> bytes:
-    """A zip archive with one member changed and its checksums right."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-        chosen = random.choice([*names, *[name for name in names if name.endswith("data.pkl")] * 6])
-        mutate = pickle_codes if chosen.endswith(".pkl") else random.choice(BYTES)
-        return restored(content, lambda name, one: mutate(random, one) if name == chosen else one)
-    except Exception:  # whatever a damaged archive raises: it is left as it is
-        return content
-
-
-def pickle_codes(random: Random, content: bytes) -> bytes:
-    """Instructions put into a pickle, or its bytes changed."""
-    if random.random() < 0.4:
-        return random.choice(BYTES)(random, content)
-    at = random.randrange(2, max(3, len(content)))
-    return content[:at] + random.choice(_CODES) + content[at:]
-
-
-_CODES = (
-    b"R", b"b", b"Q", b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"]", b"}", b")", b"N", b"\x81", b"\x85", b"\x86",
-    b"\x87", b"a", b"e", b"s", b"u", b"h\x00", b"h\x01", b"q\x00", b"q\x05", b"K\xff", b"J\xff\xff\xff\x7f",
-    b"J\x00\x00\x00\x80", b"X\x01\x00\x00\x00x", b"X\xff\xff\xff\x7f", b"\x8a\x09\x00\x00\x00\x00\x00\x00\x00\x00\x01",
-    b"cos\nsystem\n", b"cbuiltins\neval\n", b"cbuiltins\nbytearray\n", b"ctorch\nTensor\n", b"ctorch\nFloatStorage\n",
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_parameter\n", b"ccollections\nOrderedDict\n",
-    b"ctorch\nSize\n", b"ctorch\ndevice\n", b"c_codecs\nencode\n", b"cbuiltins\nset\n", b"c__main__\nx\n", b"\x93",
-    b"G" + struct.pack(">d", 1e308), b".", b"\x80\x04", b"\x95" + b"\xff" * 8, b"\x94", b"I9" + b"9" * 50 + b"\n",
-)  # fmt: skip
-
-
-def npz_bytes(random: Random, content: bytes) -> bytes:
-    """An .npz with one array's header or bytes changed."""
-    if random.random() < 0.2:
-        return random.choice(BYTES)(random, content)
-    return zip_members(random, content)
-
-
-def safetensors_header(random: Random, content: bytes) -> bytes:
-    """The header of safetensors with one value changed, and its length right."""
-    length = int.from_bytes(content[:8], "little")
-    if length > len(content):
-        return content
-    header = json_values(random, content[8 : 8 + length])
-    return len(header).to_bytes(8, "little") + header + content[8 + length :]
-
-
-# Images -------------------------------------------------------------------------------------------------
-
-
-@cache
-def _images() -> tuple[bytes, ...]:
-    from PIL import Image
-
-    picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(12, 10, 3), dtype=np.uint8))
-    made = []
-    for kind in ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF"):
-        stream = io.BytesIO()
-        picture.save(stream, kind)
-        made.append(stream.getvalue())
-    stream = io.BytesIO()
-    picture.quantize(16).save(stream, "PNG", transparency=3)
-    return (*made, stream.getvalue())
-
-
-def _read_image(folder: Path, content: bytes) -> object:
-    from benchmark.image_files import decoded
-    from benchmark.image_part import square_pixels
-
-    path = folder / "image.jpg"
-    path.write_bytes(content)
-    return square_pixels(decoded(path, image_id="image.jpg"), 8)
-
-
 TARGETS = (
     Target(name="protocol", group="protocol", seeds=_protocols, read=_read_protocol, structured=yaml_lines),
     Target(name="plan", group="protocol", seeds=_protocols, read=_read_plan, structured=yaml_lines),
@@ -492,31 +342,31 @@ TARGETS = (
     Target(
         name="checkpoint",
         group="checkpoint",
-        seeds=_checkpoints,
-        read=_read_checkpoint,
+        seeds=checkpoints,
+        read=read_checkpoint,
         structured=zip_members,
     ),
     Target(
         name="weights",
         group="checkpoint",
-        seeds=_safetensors,
-        read=_read_weights,
+        seeds=safetensors,
+        read=read_weights,
         structured=safetensors_header,
     ),
     Target(
         name="classifier",
         group="checkpoint",
-        seeds=_classifiers,
-        read=_read_classifier,
+        seeds=classifiers,
+        read=read_classifier_file,
         structured=zip_members,
     ),
     Target(
         name="published weights",
         group="checkpoint",
-        seeds=_published,
-        read=_read_published,
+        seeds=published,
+        read=read_published_file,
         structured=zip_members,
     ),
-    Target(name="image", group="image", seeds=_images, read=_read_image),
+    Target(name="image", group="image", seeds=images, read=read_image),
 )
 GROUPS = tuple(dict.fromkeys(target.group for target in TARGETS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -16,11 +17,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmark.data_manifest import open_manifest
+from benchmark.image_files import DamagedImage
 from benchmark.packed import UnusablePack, read_manifest
 from protocols.errors import HarnessError
 from tests.fuzz.mutations import mutated
-from tests.fuzz.readers import TARGETS, Target, restored, sealed
+from tests.fuzz.readers import TARGETS, Target, sealed
 from tests.fuzz.running import Run
+from tests.fuzz.zips import restored
 
 # So many that each reader takes some tenths of a second.
 INPUTS = {"plan": 3, "protocol": 6, "setting": 5, "bundle": 6, "cluster file": 15, "token store's files": 10}
@@ -31,7 +34,8 @@ BY_NAME = {target.name: target for target in TARGETS}
 def test_a_reader_reads_or_refuses_whatever_it_is_given(target: Target, tmp_path: Path) -> None:
     run = Run(target, tmp_path, seed=0)
     seeds = target.seeds()
-    assert all(run.feed(whole) is None for whole in seeds) and run.refused < len(seeds), "what is good is read"
+    assert all(run.feed(whole) is None for whole in seeds)
+    assert run.refused < len(seeds), "what is good is read"
 
     @settings(
         max_examples=INPUTS.get(target.name, 25), derandomize=True, database=None, deadline=None,
@@ -71,11 +75,13 @@ def test_the_run_sees_what_no_reader_may_do(tmp_path: Path) -> None:
     for what, read in misdeeds.items():
         target = Target(name="x", group="x", seeds=tuple, read=read)
         finding = Run(target, tmp_path / "scratch", seed=0).feed(b"")
-        assert finding is not None and what in finding.what
+        assert finding is not None
+        assert what in finding.what
     finding = Run(
         Target(name="x", group="x", seeds=tuple, read=runs), tmp_path / "scratch", seed=0
     ).feed(b"")  # fmt: skip
-    assert finding is not None and "os.system" in finding.what
+    assert finding is not None
+    assert "os.system" in finding.what
 
 
 # Found by the long run --------------------------------------------------------------------------------
@@ -153,6 +159,36 @@ def test_a_zip_that_begins_before_its_beginning_is_refused(tmp_path: Path) -> No
     whole[at + 48 : at + 56] = (2**31).to_bytes(8, "little")  # where the list of members begins
     with pytest.raises(HarnessError, match="cannot be read"):
         BY_NAME["checkpoint"].read(tmp_path, bytes(whole))
+
+
+# A TIFF of which a strip lies before the file's beginning.
+TIFF = (
+    "SUkqAAgAAAAKAAABBAABAAAACgAAAAEBBAABAAAADAAAAAIBAwADAAAAhgAAAAMBAwABAAAAAQAAAAYBAwABAAAAAgAAABEBBgAB"
+    "AAAAjAAAABUBAwABAAAAAwAAABYBBAABAAAADAAAABcBBAABAAAAaAEAABwBAwABAAAAAQAAAAAAAAAIAAgACABfgsLZz+sPoyHX"
+    "2YL4vRBFuOjNTqk9fQod8EITtic7BDtR3ix4ejLQThxApnlZqul/su2AcXtMm0WagvhfScC6v3/coecBK4vtv1aPB+hg70w3AEdN"
+    "x9vQsJC+q2h4swDw9eZkv9h+2x+V541zEJkIedPPwwezyrqmJ7nYScT3LA5/2xY6S/ncLnmoBdkznYo4EpUUIOu5TPHWJnvP8J+S"
+    "qaM6Zz31Pwdoyl4BYAfRH6jrHgKpCq6ru+KOhjo2rqUxZt5B8OCJnWUamcMzsThiGvX+dX0mSf8/xRPOVgYY+y1xKGHzrX+vPsY5"
+    "88Z/hKa8pR7XgAs+sK9pObS8WpBjujsK4D6vlSIVBDOUuXWzuDtqcdjxnn2GGE4bYPUCbE8YDUdswbRffEOzBLiGebXjkqasEtJ5"
+    "He+cIAaITHeYW9GlMC41rGvHT5Lt3i1BTAhmUqPWMbj5CySYQpQhgZ5ZgVa8krrCjyRBZA=="
+)
+
+
+def test_an_image_that_begins_before_its_beginning_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DamagedImage, match=r"image\.jpg cannot be read"):
+        BY_NAME["image"].read(tmp_path, base64.b64decode(TIFF))
+
+
+def test_a_codebook_size_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    text = re.sub(rb"(codebook_size: .value: )[0-9]+", rb'\1"<b>"', BY_NAME["plan"].seeds()[0])
+    with pytest.raises(HarnessError, match="codebook_size must be"):
+        BY_NAME["plan"].read(tmp_path, text)
+
+
+def test_a_header_of_ten_thousand_letters_is_quoted_shortly(tmp_path: Path) -> None:
+    header = _npy("{'descr': '<u2', 'fortran_order': False, 'shape': " + "9" * 9000 + "}")
+    with pytest.raises(HarnessError) as told:
+        BY_NAME["token store's files"].read(tmp_path, header)
+    assert len(str(told.value)) < 800
 
 
 def test_a_seal_is_that_of_what_was_changed() -> None:

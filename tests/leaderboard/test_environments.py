@@ -109,6 +109,23 @@ def test_a_row_whose_images_were_decoded_otherwise_is_red_and_compared_with_none
     assert "run them again with one Pillow" in note
 
 
+def test_a_probe_has_no_gain_over_a_random_trunk_that_was_shown_other_pixels() -> None:
+    def gains(records: list[Record]) -> set[tuple[str, bool]]:
+        return {
+            (", ".join(filter(None, (run.key.method, run.key.tokenizer))), run.gain_points is not None)
+            for run in board_of(records).cells
+            if run.evaluation == "linear-probe"
+        }
+
+    with_gain = {(name, name != "scratch") for name in ROWS}
+    assert gains(RECORDS) == with_gain
+    changed = with_environment({DECODE_DIGEST: THERE}, stage="linear-probe")
+    assert gains(changed) == with_gain - {("mim, k-feature", True)} | {("mim, k-feature", False)}
+    assert gains(with_environment({DECODE_DIGEST: None}, stage="linear-probe")) == with_gain
+    # How it was pre-trained is another matter: the trunk is what is measured.
+    assert gains(with_environment({DECODE_DIGEST: THERE}, stage="pretrain")) == with_gain
+
+
 def test_seeds_of_one_row_that_were_decoded_otherwise() -> None:
     board = board_of(with_environment({DECODE_DIGEST: THERE}, stage="finetune", seed=1))
     assert out_of(board) == {"mim, k-feature"}

@@ -107,6 +107,20 @@ PROTECTIONS = (
         test=f"{BOARDS}::test_a_row_whose_images_were_decoded_otherwise_is_red_and_compared_with_none",
     ),
     Protection(
+        promise="a probe has no gain over a random trunk whose images were decoded otherwise",
+        file="leaderboard/runs.py",
+        removed="        if decoded_otherwise(run.record, other.record):\n",
+        instead="        if False:\n",
+        test=f"{BOARDS}::test_a_probe_has_no_gain_over_a_random_trunk_that_was_shown_other_pixels",
+    ),
+    Protection(
+        promise="doctor does not take its own folder in an empty work dir for another's",
+        file="benchmark/layout.py",
+        removed=" if not path.name.startswith(SCRATCH_PREFIX))",
+        instead=")",
+        test=f"{DOCTOR}::test_all_quick_checks_of_this_machine_in_one_go",
+    ),
+    Protection(
         promise="a seed that does not know how it decoded hides no others of its row",
         file="leaderboard/fairness_profile.py",
         removed="            held = {**single.held, **held}\n",

@@ -45,8 +45,8 @@ PROTECTIONS = (
     Protection(
         promise="SIGINT, SIGTERM and SIGHUP end a command with 128 + their number, and it says how to go on",
         file="benchmark/cli.py",
-        removed="        print(stopped.line, file=sys.stderr)\n        return stopped.exit_code\n",
-        instead="        return DONE\n",
+        removed="        stopped.say()\n        return stopped.exit_code\n",
+        instead="        return 0\n",
         test=f"{STOPPED}::test_whatever_a_command_does_a_signal_ends_it_with_its_code_and_a_line_that_says_how_to_go_on",
     ),
     Protection(
@@ -83,6 +83,20 @@ PROTECTIONS = (
         removed='        context.stop.obey("by a signal, which became this error")\n',
         instead="",
         test=f"{STOPPED}::test_a_cell_that_fails_of_a_signal_is_interrupted_and_no_failure",
+    ),
+    Protection(
+        promise="a command whose terminal has gone ends with its signal's code",
+        file="benchmark/stopping.py",
+        removed="            _forget_if_closed(stream)\n",
+        instead="            pass\n",
+        test=f"{STOPPED}::test_a_terminal_that_has_gone_does_not_change_the_exit_code",
+    ),
+    Protection(
+        promise="a command whose reader has gone does not end with 0",
+        file="benchmark/cli.py",
+        removed="    except BrokenPipeError:\n        # The reader",
+        instead="    except FloatingPointError:\n        # The reader",
+        test=f"{STOPPED}::test_a_command_whose_reader_has_gone_does_not_end_as_one_that_has_done_its_work",
     ),
     Protection(
         promise="a command under nohup outlives its terminal",
@@ -139,6 +153,13 @@ PROTECTIONS = (
         removed="signal.signal(number, signal.SIG_IGN) for number in STOPPING}",
         instead="signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}",
         test=f"{STOPPED}::test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes_of_a_job",
+    ),
+    Protection(
+        promise="the server that cells are forked from ends with the harness, while it imports, too",
+        file="benchmark/ends_with_harness.py",
+        removed="\ndie_with_parent()\n",
+        instead="\n",
+        test=f"{STOPPED}::test_the_server_that_cells_are_forked_from_ends_with_the_harness_whatever_it_does",
     ),
     Protection(
         promise="cells end with the server that they were forked from, and start again from another",

@@ -6,14 +6,18 @@ import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from leaderboard.export import to_csv
+from benchmark.cli import main
+from leaderboard import export
 from leaderboard.grids import clean
 from leaderboard.latex import latex_table, view_latex
 from leaderboard.record import Record, read_record, write_record
 from leaderboard.report import Report, write_report
 from protocols.errors import HarnessError, shown
+from tests.benchmark.made_records import Lab
+from tests.error_settings import TINY
 from tests.leaderboard.conftest import Campaign
 from tests.leaderboard.hand_made import every_verdict
 from tests.untrusted.poison import (
@@ -28,7 +32,7 @@ from tests.untrusted.poison import (
 )
 from tests.untrusted.watching import nothing_escapes
 
-# What decides which row and place a record belongs to; the names among them are poisoned in rows of their own.
+# What decides where a record belongs; the names among them are poisoned in rows of their own.
 STRUCTURE = frozenset({
     "cell_id", "stage", "status", "protocol", "resolved", "parents", "artefacts", "schema_version", "method",
     "name", "part", "trunk", "started", "ended", "outcome", "metrics", "compliance", "digest",
@@ -69,7 +73,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
     with nothing_escapes(campaign.work_dir):
         made = write_report(campaign.work_dir, campaign.protocol, width=80)
-        assert made.json and made.terminal and made.full_terminal
+        assert made.json
+        assert made.terminal
+        assert made.full_terminal
     assert "alert" in made.terminal, "the poison is in what is shown"
     return made
 
@@ -79,7 +85,8 @@ def test_a_page_of_poisoned_records_runs_nothing_and_asks_nobody(report: Report)
     page = Page(text)
     assert page.faults == []
     assert page.scripts == 2, "the two of our own"
-    assert "<script>alert" not in text and "<img src=x" not in text
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
 
 
 def test_a_terminal_shows_poisoned_records_and_does_nothing(report: Report) -> None:
@@ -104,13 +111,10 @@ def test_no_spreadsheet_runs_what_a_record_says(report: Report) -> None:
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=repr)
-def test_every_form_of_a_formula_is_text(report: Report, formula: str) -> None:
-    board = report.board
-    runs = board.runs.assign(**{board.runs.columns[0]: formula})
-    contents = type(report.contents)(
-        **{**vars(report.contents), "board": type(board)(**{**vars(board), "runs": runs})}
-    )
-    assert formulas(to_csv(contents)["runs.csv"]) == []
+def test_every_form_of_a_formula_is_text(formula: str) -> None:
+    text = export._csv(pd.DataFrame({"name": [formula], "number": [-1.5]}))
+    assert formulas(text) == []
+    assert text.endswith(",-1.5\n"), "a number stays one"
 
 
 def test_markdown_of_poisoned_records_links_to_our_own_files_alone(report: Report) -> None:
@@ -134,7 +138,8 @@ def test_latex_acts_on_nothing_of_a_table() -> None:
     text = latex_table(
         frame.map(lambda _: POISON), row_headers=1, caption=POISON, label="tab:x", notes=(POISON,)
     )
-    assert latex_faults(text) == [] and not acting(text)
+    assert latex_faults(text) == []
+    assert not acting(text)
 
 
 def test_what_is_cleaned_for_boards_is_the_same_text_without_what_acts() -> None:
@@ -155,3 +160,24 @@ def test_a_poisoned_record_is_read_as_it_is(report: Report, tmp_path: Path) -> N
         one for one in map(read_record, report.paths["index.html"].parents[1].glob("cells/bad")) if one
     )
     assert record.error == POISON
+
+
+def test_status_shows_a_poisoned_error_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = Lab(tmp_path, methods=["mim"])
+    lab.finish(lab.cell("finetune"), status="failed", error=POISON, artefacts={}, metrics={})
+    with nothing_escapes(tmp_path):
+        main(["status", "--protocol", str(TINY), "--methods", "mim", "--work-dir", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "alert(1)" in said.out
+    assert not acting(said.out + said.err)
+
+
+def test_a_protocols_own_words_are_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is why it may hold no escapes: sources and summaries are printed by `explain`."""
+    path = tmp_path / "strange.yaml"
+    text = TINY.read_text()
+    path.write_text(text.replace("source: test}", 'source: "=1<script>alert(1)</script> $x$"}', 1))
+    assert main(["explain", str(path)]) == 0
+    path.write_text(text.replace("source: test}", 'source: "\\x1b[31mred"}', 1))
+    assert main(["explain", str(path)]) == 2
+    assert "holds characters that no text shows" in capsys.readouterr().err

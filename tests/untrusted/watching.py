@@ -7,15 +7,23 @@ one, and it looks only while somebody watches.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from protocols.errors import HarnessError
+from tests.untrusted.poison import acting
+
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn",
-        "socket.connect", "socket.bind", "socket.getaddrinfo", "ctypes.dlopen", "webbrowser.open")  # fmt: skip
+        "socket.connect", "socket.bind", "socket.getaddrinfo", "ctypes.dlopen",
+        "webbrowser.open")  # fmt: skip
 # Event -> which of its arguments are paths that it changes.
 CHANGES = {
     "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.link": (1,),
@@ -23,6 +31,8 @@ CHANGES = {
     "shutil.rmtree": (0,), "shutil.copyfile": (1,), "shutil.move": (0, 1), "shutil.unpack_archive": (1,),
 }  # fmt: skip
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+MOST_SECONDS, MOST_MB = 30.0, 500  # of a loaded machine; the bombs would take minutes, or tens of gigabytes
 
 _watches: list[_Watch] = []
 _is_hooked = False
@@ -72,6 +82,23 @@ def nothing_escapes(folder: Path) -> Iterator[None]:
     finally:
         _watches.remove(watch)
     assert not watch.seen, watch.seen
+
+
+@contextmanager
+def refused_shortly(
+    folder: Path, match: str | None = None, error: type[Exception] = HarnessError, most_lines: int = 6
+) -> Iterator[None]:
+    """Within it a HarnessError of a few plain lines, soon, in little memory, and nothing done elsewhere."""
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with nothing_escapes(folder), pytest.raises(error, match=match) as told:
+        yield
+    assert time.monotonic() - started < MOST_SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MB
+    text = str(told.value)
+    assert len(text) <= 700
+    assert text.count("\n") < most_lines
+    assert not acting(text)
+    assert "Traceback" not in text
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
