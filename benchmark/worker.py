@@ -314,6 +314,7 @@ def _die_with_parent() -> None:
 
 def _redirect_output(log: Path, *, rank: int) -> None:
     """Everything that this process prints, C++ libraries included, goes to the cell's log."""
+    log.parent.mkdir(parents=True, exist_ok=True)  # of several processes the first one need not be the first
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

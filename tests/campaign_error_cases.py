@@ -39,8 +39,4 @@ CAMPAIGN_CASES: tuple[dict[str, Any], ...] = (
     {"title": "two edited records, for the run", "command": " ".join([PROTOCOL, *SMALL]),
      "setting": finished_run(_edit_two), "given": "2 records cannot be used",
      "where": "record.json", "remedy": "restore it, or delete the folder"},
-    {"title": "the same, for status", "exit_code": 0,
-     "command": f"status {PROTOCOL} --methods mim --evaluations linear-probe",
-     "setting": finished_run(_edit_two), "given": "damaged (see each remedy)",
-     "where": "record.json", "remedy": "delete the folder"},
 )  # fmt: skip

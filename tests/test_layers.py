@@ -77,8 +77,8 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
     assert "transformers" not in roots
 
 
-def test_the_entry_script_only_calls_the_command_line() -> None:
-    assert imported(ROOT / "run_benchmark.py") == {"sys", "benchmark.cli"}
+def test_the_entry_script_only_calls_the_command_line_and_hears_signals_before() -> None:
+    assert imported(ROOT / "run_benchmark.py") == {"sys", "benchmark.cli", "benchmark.stopping"}
 
 
 LIGHT_COMMANDS = (

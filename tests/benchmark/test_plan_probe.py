@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import measure_steps, step_probe
+from benchmark import measure_steps, step_probe, survey
 from benchmark.cli import main
 from benchmark.plan import Cell, make_plan, select
 from benchmark.runtime import Runtime
@@ -320,11 +320,12 @@ def test_what_is_half_done_counts_by_what_is_left(
     probed: tuple[Path, Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(probed[0], tmp_path / "runs")
+    monkeypatch.setattr(survey, "changed_since_begun", lambda folder, now: None)
     (pretrain,) = [one for one in probed[1]["cells"] if one["stage"] == "pretrain"]
     folder = tmp_path / "runs" / "tiny" / "cells" / pretrain["id"]
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "step-48.sha256").write_text("")
-    line = {"step": 48, "steps": 64, "loss": 1.0}
+    line = {"step": 48, "steps": 64, "loss": 1.0, "seconds": 1.0, "images_per_second": 1.0}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     forecast = as_json(tmp_path / "runs")
     (found,) = [one for one in forecast["cells"] if one["stage"] == "pretrain"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import encoding, fitting, tokenise
+from benchmark import encoding, fitting, readers, tokenise
 from benchmark.layout import CHECKPOINTS_NAME, ENCODING_NAME
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
@@ -94,13 +94,13 @@ def test_a_codebook_of_other_images_is_fitted_again(root: Path, unspooled: None)
 def test_reading_processes_change_nothing_and_are_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenise.run(context_of(root, "alone"))
     asked: list[int] = []
-    loader = encoding.DataLoader
+    loader = readers.DataLoader
 
     def watched(*given: Any, **options: Any) -> Any:
         asked.append(options["num_workers"])
         return loader(*given, **options)
 
-    monkeypatch.setattr(encoding, "DataLoader", watched)
+    monkeypatch.setattr(readers, "DataLoader", watched)
     monkeypatch.setattr(encoding, "BATCH", 16)
     tokenise.run(context_of(root, runtime=Runtime(device="cpu", jobs=1, threads=1, workers=2)))
     assert asked[0] == 2

@@ -228,6 +228,30 @@ def test_a_skipped_child_of_a_failed_cell_follows_it(tmp_path: Path, monkeypatch
     assert set(ran) == {pretraining.id, *(child.id for child in children)}
 
 
+class Changing(random.Random):
+    """Whatever runs again comes out with other files."""
+
+    def randrange(self, *given: Any) -> int:
+        return 1
+
+
+def test_a_failed_child_of_a_stale_cell_waits_for_its_own_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent is made anew with other files, and its brother follows; it failed, and so it stays."""
+    campaign = Campaign(tmp_path, Changing())
+    for cell in PLAN:
+        campaign.record(cell)
+    pretraining = next(cell for cell in PLAN if cell.stage == "pretrain")
+    failed, brother = (cell for cell in PLAN if pretraining.id in cell.parents)
+    campaign.record(pretraining, "stale")
+    campaign.record(failed, "failed")
+    assert campaign.survey()[failed.id].state == "failed"
+    ran = campaign.run(monkeypatch, redo_failed=False, redo_stale=True)
+    assert set(ran) == {pretraining.id, brother.id}
+    assert campaign.run(monkeypatch, redo_failed=True, redo_stale=False) == [failed.id]
+
+
 def test_a_cells_id_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked for thousands of times a second, of thousands of cells."""
     asked = []

@@ -211,8 +211,9 @@ def begun(folder: Path) -> Path:
 
 
 def begun_read(folder: Path) -> Any:
-    said = changed_since_begun(folder, {"method:mim": "1" * 64})
-    return said and "refused"
+    """Whether a training goes on with the code that it was begun with, and with other code."""
+    said = [changed_since_begun(folder, {"method:mim": digit * 64}) for digit in "12"]
+    return ["goes on" if one is None else "refused" for one in said]
 
 
 def metrics(folder: Path) -> Path:
@@ -258,7 +259,7 @@ SUBJECTS = [
     Subject("an encoding's identity", file_of_shards("identity.json"), shards_read, before=("begun again",)),
     Subject("a codebook", codebook, codebook_read, "fit"),
     Subject("kept features", features, features_read, before=(None,)),
-    Subject("begun.json", begun, begun_read, before=("refused",)),
+    Subject("begun.json", begun, begun_read, before=(["refused", "refused"],)),
 ]
 WATCHED = [
     (metrics, newest_metrics),

@@ -77,14 +77,14 @@ PROTECTIONS = (
         file="benchmark/execute.py",
         removed="            if known.parents.get(cell.id, digest) != digest:\n",
         instead="            if False:\n",
-        test=f"{REDO}test_a_run_redoes_exactly_what_was_asked_for",
+        test="tests/benchmark/test_redo_chain.py::test_children_of_what_is_made_anew_are_made_anew_too",
     ),
     Protection(
         promise="--redo-stale alone runs nothing that failed",
         file="benchmark/execute.py",
         removed='            if known is None or known.status != "done":\n',
         instead="            if known is None:\n",
-        test=f"{REDO}test_a_run_redoes_exactly_what_was_asked_for",
+        test=f"{REDO}test_a_failed_child_of_a_stale_cell_waits_for_its_own_flag",
     ),
     Protection(
         promise="versions of a protocol share a work dir, and no cell",

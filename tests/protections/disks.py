@@ -141,7 +141,7 @@ PROTECTIONS = (
         file="leaderboard/predictions.py",
         removed="    if found != expected:\n",
         instead="    if False:\n",
-        test=f"{_MATRIX}[predictions]",
+        test="tests/leaderboard/test_predictions.py::test_damaged_and_missing_files",
     ),
     Protection(
         promise="kept features that are damaged are computed again",

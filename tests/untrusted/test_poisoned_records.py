@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from benchmark.cli import main
-from leaderboard import export
+from leaderboard import export, figure_style
 from leaderboard.grids import clean
 from leaderboard.latex import latex_table, view_latex
 from leaderboard.record import Record, read_record, write_record
@@ -129,6 +130,15 @@ def test_drawings_of_poisoned_records_are_drawings(report: Report) -> None:
     for path in drawings:
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(path).iter()}
         assert not tags & {"script", "a", "image", "foreignObject", "iframe"}
+
+
+def test_a_name_between_dollar_signs_is_no_mathematics() -> None:
+    def draw() -> Any:
+        drawing, (axes,) = figure_style.blank([0.5], left=0.5)
+        figure_style.headed(axes, "$\\frac{$")
+        return drawing
+
+    assert ElementTree.fromstring(figure_style.drawn(draw, name="x", alt="", caption="").svg) is not None
 
 
 def test_latex_acts_on_nothing_of_a_table() -> None:
