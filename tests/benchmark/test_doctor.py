@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,7 @@ from benchmark.commands import doctor as command
 from benchmark.doctor import Asked, Check, Finding, examine, failed, ok, scratch_folder, warning
 from leaderboard.record import Git
 from protocols.errors import HarnessError
-
-Find = Callable[[Asked], Iterator[Finding]]
+from tests.benchmark.doctor_findings import found, only
 
 
 @pytest.fixture
@@ -31,16 +30,6 @@ def asked(tmp_path: Path) -> Asked:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     return Asked(work_dir=tmp_path / "runs", scratch=scratch)
-
-
-def found(find: Find, asked: Asked, **more: object) -> list[Finding]:
-    """As the command finds it, in a process of its own."""
-    return list(examine([Check("it", find)], Asked(**{**vars(asked), **more})))  # type: ignore[arg-type]
-
-
-def only(findings: list[Finding], what: str) -> Finding:
-    (one,) = [each for each in findings if each.what == what]
-    return one
 
 
 # --- whatever a check does, the others are made ---

@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +18,9 @@ import torch
 
 from benchmark import checkpoint, doctor_clock, doctor_disk, doctor_gpu, doctor_machine, doctor_torch
 from benchmark.cli import main
-from benchmark.doctor import Asked, Check, Finding, examine
+from benchmark.doctor import Asked, Finding
 from protocols.files import sha256_of_file
-
-Find = Callable[[Asked], Iterator[Finding]]
+from tests.benchmark.doctor_findings import found, only
 
 
 @pytest.fixture
@@ -29,16 +28,6 @@ def asked(tmp_path: Path) -> Asked:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     return Asked(work_dir=tmp_path / "runs", scratch=scratch)
-
-
-def found(find: Find, asked: Asked, **more: object) -> list[Finding]:
-    """As the command finds it, in a process of its own."""
-    return list(examine([Check("it", find)], Asked(**{**vars(asked), **more})))  # type: ignore[arg-type]
-
-
-def only(findings: list[Finding], what: str) -> Finding:
-    (one,) = [each for each in findings if each.what == what]
-    return one
 
 
 # --- limits of the machine ---
