@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmark.commands.text import count, size, table
 from benchmark.inputs import Missing
-from benchmark.placement import DoesNotFit, mixup_group
+from benchmark.placement import DoesNotFit, images_in_a_group
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
 from benchmark.step_costs import StepCosts, recipe_of
@@ -42,7 +42,7 @@ def place_all(
         try:
             runtime = place(cell)
             if recipe is not None:
-                micro_batch = runtime.micro_batch(recipe.global_batch, group=mixup_group(recipe))
+                micro_batch = runtime.micro_batch(recipe.global_batch, group=images_in_a_group(cell, recipe))
                 placed.append(Placed(cell=cell, recipe=recipe, runtime=runtime, micro_batch=micro_batch))
         except ProtocolViolation as error:
             violations[str(error)] = None

@@ -87,4 +87,5 @@ def training_flops(
         total += block_flops(stack) * (3 if stack.has_gradient else 1)
     for rows, inputs, outputs, has_gradient in work.projections:
         total += 2.0 * rows * inputs * outputs * (3 if has_gradient else 1)
-    return total + 3 * 2.0 * work.predicted * work.head_width * codebook_size
+    outputs = codebook_size if work.head_outputs is None else work.head_outputs
+    return total + 3 * 2.0 * work.predicted * work.head_width * outputs

@@ -22,15 +22,22 @@ def resolve_method(
     Raises HarnessError for hyperparameters that the method's specification does not allow.
     """
     spec = protocol.trunk_spec(trunk, drop_path=recipe.drop_path)
-    values = {**protocol.method_values(method, trunk), **trial}
+    is_listed = method in protocol.names("methods")
+    values = {**(protocol.method_values(method, trunk) if is_listed else {}), **trial}
     try:
         return spec, dict(method_spec(method).resolve(values, trunk=spec))
     except HarnessError as error:
-        raise HarnessError(f"protocol {protocol.name}, methods.{method}: {error}") from None
+        where = f"protocol {protocol.name}, methods.{method}"
+        raise HarnessError(f"{where}{'' if is_listed else ', of which it sets nothing'}: {error}") from None
 
 
-def codebook_size(protocol: Protocol, tokenizer: str) -> int:
-    """V: what the protocol says, else the tokenizer's own default. HarnessError if neither says it."""
+def codebook_size(protocol: Protocol, tokenizer: str | None) -> int:
+    """V: what the protocol says, else the tokenizer's own default; 0 without a tokenizer.
+
+    HarnessError if neither says it.
+    """
+    if tokenizer is None:
+        return 0
     config: Mapping[str, Any] = protocol.tokenizers[tokenizer]
     if tokenizer in list_tokenizers():
         config = tokenizer_spec(tokenizer).resolve(config)
@@ -46,7 +53,7 @@ def codebook_size(protocol: Protocol, tokenizer: str) -> int:
 def pretraining_flops(
     protocol: Protocol,
     method: str,
-    tokenizer: str,
+    tokenizer: str | None,
     spec: TrunkSpec,
     hyperparameters: Mapping[str, Any],
     recipe: PreTraining,
@@ -58,7 +65,9 @@ def pretraining_flops(
     return of_image * images * recipe.epochs
 
 
-def equal_epochs(protocol: Protocol, *, method: str, reference: str, tokenizer: str, trunk: str) -> int:
+def equal_epochs(
+    protocol: Protocol, *, method: str, reference: str, tokenizer: str | None, trunk: str
+) -> int:
     """The whole number of epochs, one at least, whose FLOPs come nearest to those of `reference`.
 
     Both under the protocol's own recipe and hyperparameters, `reference` for the protocol's epochs.
@@ -73,7 +82,7 @@ def equal_epochs(protocol: Protocol, *, method: str, reference: str, tokenizer: 
 
 
 def check_equal_compute(
-    protocol: Protocol, cells: ViewCells, *, view: str | None, method: str, tokenizer: str, trunk: str
+    protocol: Protocol, cells: ViewCells, *, view: str | None, method: str, tokenizer: str | None, trunk: str
 ) -> None:
     """HarnessError if the epochs that `cells` tries are not those of equal compute."""
     assert cells.equal_compute_to is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,7 @@ from benchmark.augment import (
     training_transform,
 )
 from benchmark.batches import Batch
+from benchmark.checkpoint import save_weights
 from benchmark.classification import (
     Classification,
     backbone_of,
@@ -27,6 +30,8 @@ from benchmark.transforms import normalise, random_flip, random_shift
 from methods.trunk import build_classifier
 from protocols.recipes import FineTuning
 from protocols.schema import Data
+
+CLASSIFIER = "checkpoints/classifier.safetensors"
 
 
 class ShiftedBatches:
@@ -58,7 +63,7 @@ class ShiftedBatches:
 
 
 def run(context: CellContext) -> StageResult:
-    """Fine-tune the row's trunk and predict every evaluated image once."""
+    """Fine-tune the row's trunk, predict every evaluated image once, and keep the classifier."""
     protocol = context.protocol
     recipe = protocol.evaluation(context.cell.evaluation or "", context.cell.trunk)
     assert isinstance(recipe, FineTuning)
@@ -81,12 +86,15 @@ def run(context: CellContext) -> StageResult:
         images=labelled,
         make_batch=make_batch,
         layer_decay=recipe.layer_decay,
+        group=recipe.mixup_group or 1,
     )
     inputs = evaluation_batches(evaluated, recipe, protocol.data, workers=context.runtime.workers)
     predicted = predict(
         classifier.eval(), inputs, device=context.runtime.device, image_ids=evaluated.image_ids
     )
-    return evaluation_result(context, result, evaluated, predicted)
+    kept = {CLASSIFIER: save_weights(context.folder / CLASSIFIER, classifier.state_dict())}
+    measured = evaluation_result(context, result, evaluated, predicted)
+    return replace(measured, artefacts=measured.artefacts | kept)
 
 
 def training_batches(labelled: ImagePart, recipe: FineTuning, context: CellContext) -> MakeBatch:

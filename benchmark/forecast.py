@@ -172,7 +172,8 @@ def method_parameters(
     work = describe(trunk, hyperparameters)  # type: ignore[arg-type]
     own = [one for one in work.passes if one.is_own]
     blocks = sum(one.blocks * (4 + 2 * one.mlp_ratio) * one.width**2 for one in own)
-    return int(trunk_parameters(trunk) + blocks + (work.head_width + 1) * codebook_size)
+    outputs = codebook_size if work.head_outputs is None else work.head_outputs
+    return int(trunk_parameters(trunk) + blocks + (work.head_width + 1) * outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,6 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         return DiskUse(kept=kept, while_running=tokens + features)
     if cell.stage == "pretrain":
         assert cell.trunk is not None
-        assert cell.tokenizer is not None
         assert cell.method is not None
         trunk = protocol.trunk_spec(cell.trunk, drop_path=0.0)
         codebook = codebook_size(protocol, cell.tokenizer)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from benchmark.batches import Batch, StepDataset
-from benchmark.placement import mixup_group
 from benchmark.runtime import Runtime
 from benchmark.step_choices import forward_and_backward
 from protocols.errors import HarnessError, ProtocolViolation
@@ -60,14 +59,15 @@ def out_of_memory(
     make_batch: Callable[[int], Batch],
     runtime: Runtime,
     recipe: Optimisation,
+    group: int = 1,
 ) -> OutOfMemory:
     """The error of a training whose own memory is free again; smaller micro-batches are tried on the device.
 
-    `make_batch` gives a micro-batch of so many images.
+    `make_batch` gives a micro-batch of so many images, which are whole groups of `group`.
     """
     gc.collect()  # exceptions and their frames refer to each other
     fitting = None
-    for smaller, size in _smaller_splits(runtime, recipe):
+    for smaller, size in _smaller_splits(runtime, recipe, group):
         if _fits(objective, make_batch, size, optimizer, smaller):
             fitting = smaller, size
             break
@@ -85,12 +85,12 @@ def out_of_memory(
     return OutOfMemory(f"{told}; {size} would fit: --accumulation {smaller.accumulation}{beside}; {again}")
 
 
-def _smaller_splits(runtime: Runtime, recipe: Optimisation) -> Iterator[tuple[Runtime, int]]:
+def _smaller_splits(runtime: Runtime, recipe: Optimisation, group: int) -> Iterator[tuple[Runtime, int]]:
     """The next smaller exact splits of the global batch on the same processes, with their micro-batches."""
     for accumulation in range(runtime.accumulation + 1, recipe.global_batch // runtime.processes + 1):
         smaller = runtime.model_copy(update={"accumulation": accumulation})
         try:
-            yield smaller, smaller.micro_batch(recipe.global_batch, group=mixup_group(recipe))
+            yield smaller, smaller.micro_batch(recipe.global_batch, group=group)
         except ProtocolViolation:
             continue
 

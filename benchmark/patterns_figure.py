@@ -99,8 +99,9 @@ def draw_patterns(
 
 
 def shown_methods(protocol: Protocol) -> tuple[str, ...]:
-    """The methods of `protocol` that have an objective, in its order."""
-    return tuple(name for name in protocol.names("methods") if method_spec(name).pretrains)
+    """The default methods of `protocol` that have an objective, in its order."""
+    chosen = protocol.defaults.methods
+    return tuple(name for name in protocol.names("methods") if name in chosen and method_spec(name).pretrains)
 
 
 def small_method(protocol: Protocol, name: str, trunk: str) -> Method:

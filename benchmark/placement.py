@@ -13,6 +13,7 @@ from benchmark.inputs import Missing
 from benchmark.plan import Cell
 from benchmark.runtime import Runtime
 from benchmark.step_costs import StepCost, StepCosts, is_augmented, recipe_of
+from methods import method_spec
 from protocols.errors import HarnessError
 from protocols.recipes import FineTuning, LinearProbe, Optimisation, TokenClassification
 from protocols.schema import Protocol
@@ -42,7 +43,7 @@ def place(
     processes there may be any number.
 
     `runtime.accumulation` of more than 1 was asked for; 1 leaves it open. Raises ProtocolViolation if what
-    was asked for cannot give the global batch exactly, in whole mixup groups; DoesNotFit if no split fits
+    was asked for cannot give the global batch exactly, in whole groups; DoesNotFit if no split fits
     into `memory_bytes` of each GPU.
     """
     asked, gpus = runtime.gpus_per_cell, max(1, gpus)
@@ -55,10 +56,10 @@ def place(
         return runtime.model_copy(update={"processes": asked or 1})
     cost = costs.of(cell, protocol) if costs is not None and _grows_with_its_batch(recipe) else None
     if cost is None or memory_bytes is None or not _knows_memory(cost):
-        return _exact(runtime, recipe, asked or 1, runtime.accumulation)
+        return _exact(runtime, cell, recipe, asked or 1, runtime.accumulation)
     usable = USABLE_MEMORY * memory_bytes
     assert costs is not None
-    splits = _splits(runtime, recipe, gpus)
+    splits = _splits(runtime, cell, recipe, gpus)
     for processes, accumulation in splits:
         micro_batch = recipe.global_batch // (processes * accumulation)
         if _fits(cost, micro_batch, processes, accumulation, usable):
@@ -114,9 +115,13 @@ def memory_problems(
     return list(found)
 
 
-def mixup_group(recipe: Optimisation) -> int:
-    """Images that no split may part."""
-    return (recipe.mixup_group if isinstance(recipe, FineTuning) else None) or 1
+def images_in_a_group(cell: Cell, recipe: Optimisation) -> int:
+    """Images that no split may part: those of a mixup group, or of a method's contrast."""
+    if isinstance(recipe, FineTuning):
+        return recipe.mixup_group or 1
+    if cell.stage == "pretrain":
+        return method_spec(cell.method or "").images_in_a_group(dict(cell.hyperparameters))
+    return 1
 
 
 def _grows_with_its_batch(recipe: Optimisation) -> bool:
@@ -130,19 +135,19 @@ def _knows_memory(cost: StepCost) -> bool:
     return cost.out_of_memory_at is not None or cost.bytes_per_image is not None
 
 
-def _exact(runtime: Runtime, recipe: Optimisation, processes: int, accumulation: int) -> Runtime:
+def _exact(runtime: Runtime, cell: Cell, recipe: Optimisation, processes: int, accumulation: int) -> Runtime:
     """ProtocolViolation, with what is allowed, unless the split is exact."""
     placed = runtime.model_copy(update={"processes": processes, "accumulation": accumulation})
-    placed.micro_batch(recipe.global_batch, group=mixup_group(recipe))
+    placed.micro_batch(recipe.global_batch, group=images_in_a_group(cell, recipe))
     return placed
 
 
-def _splits(runtime: Runtime, recipe: Optimisation, gpus: int) -> list[tuple[int, int]]:
+def _splits(runtime: Runtime, cell: Cell, recipe: Optimisation, gpus: int) -> list[tuple[int, int]]:
     """(processes, accumulation) that give the global batch exactly, the most wanted first."""
-    groups = recipe.global_batch // mixup_group(recipe)
+    groups = recipe.global_batch // images_in_a_group(cell, recipe)
     asked, given = runtime.gpus_per_cell, runtime.accumulation
     if asked is not None or given > 1:
-        _exact(runtime, recipe, asked or 1, given)
+        _exact(runtime, cell, recipe, asked or 1, given)
     numbers = [asked] if asked is not None else [n for n in range(1, gpus + 1) if groups % (n * given) == 0]
     splits = [(processes, given) for processes in numbers]
     if given == 1:

@@ -6,7 +6,7 @@ slices it uses, its method's hyperparameters, its seed and its parents' ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -98,7 +98,7 @@ def make_plan(protocol: Protocol, selection: Selection) -> list[Cell]:
                 planner.add(cells, seed)
         for view in selection.views:
             planner.view = view
-            for cells in protocol.views[view].cells:
+            for cells in _cells_of(protocol, view, selection):
                 planner.add(_narrowed(cells, selection), seed)
     _check_taken(planner.cells.values(), protocol, selection)
     if not planner.cells:
@@ -138,9 +138,8 @@ def mark_modified(plan: Iterable[Cell], original: Protocol, selection: Selection
     """
     own = {cell.id for cell in make_plan(original, selection)}
     if original.views:
-        own |= {
-            cell.id for cell in make_plan(original, select(original, seeds=selection.seeds, views=["all"]))
-        }
+        everything = select(original, methods=["all-known"], seeds=selection.seeds, views=["all"])
+        own |= {cell.id for cell in make_plan(original, everything)}
     return [replace(cell, is_modified=cell.id not in own) for cell in plan]
 
 
@@ -168,14 +167,28 @@ def _everything(protocol: Protocol, selection: Selection) -> list[ViewCells]:
     return taken
 
 
+def _cells_of(protocol: Protocol, view: str, selection: Selection) -> Iterator[ViewCells]:
+    """What `view` names, and methods of plug-ins that join it."""
+    found = protocol.views[view]
+    yield from found.cells
+    if found.takes_plugins:
+        beside = next(cells for cells in found.cells if cells.methods and cells.tokenizers)
+        for method in selection.methods:
+            if method not in protocol.names("methods"):
+                yield beside.taken_by(method, uses_tokens=method_spec(method).uses_tokens)
+
+
 def _narrowed(cells: ViewCells, selection: Selection) -> ViewCells | None:
-    """`cells` without what the selection leaves out; None if nothing remains."""
+    """`cells` without what the selection leaves out; None if nothing remains.
+
+    Methods are those of the selection even where it names none of its own: a view may hold further ones.
+    """
     if not cells.methods and selection.narrowed & {"methods", "trunks"}:
         return None  # tokens alone belong to no method and no trunk
     kept: dict[str, tuple[str, ...]] = {}
     for kind in ("methods", "tokenizers", "trunks", "evaluations"):
         names: tuple[str, ...] = getattr(cells, kind)
-        if kind in selection.narrowed and names:
+        if (kind in selection.narrowed or kind == "methods") and names:
             names = tuple(name for name in names if name in getattr(selection, kind))
             if not names:
                 return None
@@ -201,22 +214,25 @@ class _Planner:
         names, values = list(cells.hyperparameters), list(cells.hyperparameters.values())
         recipes = list(cells.pretraining.values())
         for method in cells.methods:
-            pretrains = method_spec(method).pretrains
+            spec = method_spec(method)
             tries = bool(names or recipes)
-            if (pretrains and not cells.tokenizers) or (tries and not pretrains):
+            if (spec.pretrains and spec.uses_tokens and not cells.tokenizers) or (
+                tries and not spec.pretrains
+            ):
                 raise HarnessError(
                     f"view {self.view} of protocol {self.protocol.name} names method {method} "
                     + (
                         "without a tokenizer to pre-train on"
-                        if pretrains
+                        if spec.pretrains
                         else "with values to try, of which it has none"
                     )
                 )
         for trunk, method in product(cells.trunks, cells.methods):
-            tokenizers = cells.tokenizers if method_spec(method).pretrains else (None,)
+            spec = method_spec(method)
+            tokenizers = cells.tokenizers if spec.pretrains and spec.uses_tokens else (None,)
             for tokenizer, tried, trial in product(tokenizers, product(*recipes), product(*values)):
                 recipe = dict(zip(cells.pretraining, tried, strict=True))
-                if cells.equal_compute_to is not None and tokenizer is not None:
+                if cells.equal_compute_to is not None and spec.pretrains:
                     check_equal_compute(
                         self.protocol, cells, view=self.view, method=method, tokenizer=tokenizer, trunk=trunk
                     )
@@ -241,7 +257,7 @@ class _Planner:
         recipe: Mapping[str, Any],
     ) -> None:
         parents: tuple[str, ...] = ()
-        if tokenizer is not None:
+        if method_spec(method).pretrains:
             parents = (self.pretrain(method, tokenizer, trunk, seed, trial, recipe),)
         for evaluation in evaluations:
             self.evaluation(evaluation, method, tokenizer, trunk, seed, parents)
@@ -298,7 +314,7 @@ class _Planner:
     def pretrain(
         self,
         method: str,
-        tokenizer: str,
+        tokenizer: str | None,
         trunk: str,
         seed: int,
         trial: Mapping[str, Any],
@@ -321,7 +337,7 @@ class _Planner:
                 slices=tuple(slices.items()),
                 hyperparameters=tuple(sorted(resolved.items())),
                 pretraining=tuple(sorted(changes.items())),
-                parents=(self.tokenise(tokenizer),),
+                parents=() if tokenizer is None else (self.tokenise(tokenizer),),
                 train_flops=flops,
             )
         )

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from benchmark.batches import Batch
 from benchmark.checkpoint import save_weights
+from benchmark.image_part import ImagePart
 from benchmark.pixels import ReadPixels, pixel_reader
 from benchmark.recipe import train_recipe
 from benchmark.stage import CellContext, StageResult
 from benchmark.stored_tokens import check_geometry, store_of
 from benchmark.transforms import color_jitter, jitter_draws, normalise
-from leaderboard.record import Metric
-from methods import build_method
+from leaderboard.record import Metric, Record
+from methods import build_method, method_spec
 from methods.base import Method
+from protocols.schema import TrunkSpec
 
 BACKBONE = "checkpoints/backbone.safetensors"
 METHOD_WEIGHTS = "checkpoints/method.safetensors"
@@ -75,7 +77,7 @@ class PretrainingBatches:
         jitter: float,
         seed: int,
     ) -> None:
-        """`read` gives the pixels (B, 3, S, S) of the images at positions (B,), `tokens` theirs (B, N).
+        """`read` gives the pixels (B, 3, S, S) at positions (B,), `tokens` the tokens (B, N), or (B, 0).
 
         `jitter` is the recipe's `color_jitter`.
         """
@@ -95,31 +97,53 @@ class PretrainingBatches:
         return batch
 
 
+class _StoredTokens:
+    """Positions (B,) of `images` -> their tokens (B, N), from the store that `tokenised` names."""
+
+    def __init__(self, context: CellContext, tokenised: Record, images: ImagePart, trunk: TrunkSpec) -> None:
+        """Raises HarnessError if the store is not as recorded, or has other patches than `trunk`."""
+        self._store = store_of(context, tokenised)
+        check_geometry(trunk, tokens=self._store.grid**2, tokenizer=context.cell.tokenizer or "")
+        self._rows = self._store.rows(images.image_ids)
+        self.codebook_size = self._store.codebook_size
+
+    def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self._store.tokens(self._rows[positions])
+
+
+class _NoTokens:
+    """Positions (B,) -> (B, 0): for a method that predicts none."""
+
+    codebook_size = 0
+
+    def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.empty((len(positions), 0), dtype=np.int64)
+
+
 def run(context: CellContext) -> StageResult:
     """Train to the protocol's last step, from the newest checkpoint where there is one."""
     cell, protocol = context.cell, context.protocol
     recipe = protocol.pretraining_with(dict(cell.pretraining))
     assert cell.method is not None
-    assert cell.tokenizer is not None
     images = context.images("pretraining")
-    store = store_of(context, context.parent())
     trunk = context.trunk(drop_path=recipe.drop_path)
-    check_geometry(trunk, tokens=store.grid**2, tokenizer=cell.tokenizer)
+    tokenised = context.parent() if cell.parents else None
+    tokens = _NoTokens() if tokenised is None else _StoredTokens(context, tokenised, images, trunk)
+    spec = method_spec(cell.method)
     method = build_method(
         cell.method,
         trunk=trunk,
-        codebook_size=store.codebook_size,
+        codebook_size=tokens.codebook_size,
         seed=context.seed,
         **dict(cell.hyperparameters),
     )
-    rows = store.rows(images.image_ids)
     make_batch = PretrainingBatches(
         method,
         read=pixel_reader(
             images, protocol.data.image_size, choice=context.runtime.images, work_dir=context.work_dir
         ),
         sample_ids=images.sample_ids,
-        tokens=lambda positions: store.tokens(rows[positions]),
+        tokens=tokens,
         jitter=recipe.color_jitter,
         seed=context.seed,
     )
@@ -131,17 +155,18 @@ def run(context: CellContext) -> StageResult:
         undecayed=method.no_weight_decay(),
         images=images,
         make_batch=make_batch,
+        group=spec.images_in_a_group(dict(cell.hyperparameters)),
     )
     artefacts = {
         BACKBONE: save_weights(context.folder / BACKBONE, method.export_backbone()),
         METHOD_WEIGHTS: save_weights(context.folder / METHOD_WEIGHTS, method.state_dict()),
     }
     return StageResult(
-        metrics={"loss": Metric(value=result.loss, n=result.loss_images, unit="nats")},
+        metrics={"loss": Metric(value=result.loss, n=result.loss_images, unit=spec.loss_unit)},
         data=images,
         seconds=result.seconds,
         images_seen=result.images_seen,
         train_flops=cell.train_flops,
         artefacts=artefacts,
-        tokenizer=context.parent().tokenizer,
+        tokenizer=None if tokenised is None else tokenised.tokenizer,
     )

@@ -32,10 +32,12 @@ def train_recipe(
     images: ImagePart,
     make_batch: Callable[[npt.NDArray[np.int64], int], Batch],
     layer_decay: float | None = None,
+    group: int = 1,
 ) -> TrainingResult:
     """Train `weights` (a part of `objective`) on `images` under `recipe`, in the cell's folder.
 
     `undecayed` names parameters of `weights`. `make_batch` maps positions and an epoch to a batch.
+    Micro-batches are whole groups of `group` images.
     Raises what `benchmark.engine.train` raises, or OutOfMemory with what would fit; ShareDone after it in all
     processes but the first.
     """
@@ -44,7 +46,7 @@ def train_recipe(
     data = StepDataset(
         steps,
         make_batch,
-        micro_batch=runtime.micro_batch(recipe.global_batch),
+        micro_batch=runtime.micro_batch(recipe.global_batch, group=group),
         rank=process_rank(),
         processes=runtime.processes,
     )
@@ -79,6 +81,7 @@ def train_recipe(
                 make_batch=lambda count: make_batch(steps.positions(0)[:count], 0),
                 runtime=runtime,
                 recipe=recipe,
+                group=group,
             )
     if process_rank():
         raise ShareDone

@@ -160,7 +160,7 @@ def _deviations(cell: Cell, protocol: Protocol, work_dir: Path) -> tuple[str, ..
     if not cell.is_modified:
         return ()
     names = [name for name, _ in cell.slices]
-    if cell.method is not None:
+    if cell.method is not None and cell.method in protocol.names("methods"):
         assert cell.trunk is not None
         names.append(f"method:{protocol.method_key(cell.method, cell.trunk)}")
     found = dict.fromkeys(protocol.deviations_of(names))

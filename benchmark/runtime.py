@@ -44,6 +44,11 @@ class Runtime(Frozen):
 
         ProtocolViolation unless the split is exact.
         """
+        if global_batch % group:
+            raise ProtocolViolation(
+                f"the protocol's global batch of {global_batch} images cannot be cut into groups of {group}, "
+                "which no split may part; choose a group that divides it"
+            )
         parts = self.processes * self.accumulation
         if global_batch % (parts * group):
             groups = f" in whole groups of {group} images" if group > 1 else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from methods import list_methods
+from methods import list_methods, method_spec
+from methods.specs import BUILT_IN
 from protocols.errors import HarnessError, unknown
 from protocols.schema import Protocol
 
@@ -39,42 +40,47 @@ def select(
     seeds: Iterable[int] | None = None,
     views: Iterable[str] | None = None,
 ) -> Selection:
-    """Names as a user gives them (any case, `all` for the protocol's own) -> Selection.
+    """Names as a user gives them (any case, `all` for the protocol's defaults) -> Selection.
 
-    `evaluations` all means every one of the protocol; without any, its defaults. Without `views` the
-    cells come from the protocol's default ones, and from every other that is no study and has an
-    evaluation that is asked for and that those lack; from all that are no study if every evaluation is
-    asked for. `views` all takes every view, studies too; none takes every combination of the names
-    instead, whatever the views hold.
-    Raises HarnessError, naming the nearest known one, for a name that the protocol does not define.
+    `methods` all-known means every method that the protocol sets, and those of all plug-ins. `evaluations`
+    all means every one of the protocol; without any, its defaults. Without `views` the cells come from the
+    protocol's default ones, and from every other that is no study and has an evaluation, or a method, that is
+    asked for and that those lack; from all that are no study if every evaluation is asked for. `views` all
+    takes every view, studies too; none takes every combination of the names instead, whatever the views hold.
+    Raises HarnessError, naming the nearest known one, for a name that neither the protocol defines nor, for
+    methods, a plug-in or the harness.
     """
     narrowed: set[str] = set()
+    listed = protocol.names("methods")
+    plugins = [name for name in list_methods() if name not in listed and method_spec(name).origin != BUILT_IN]
 
     def chosen(kind: str, names: Iterable[str]) -> tuple[str, ...]:
         defaults: tuple[str, ...] = getattr(protocol.defaults, kind)
         known = protocol.names(kind)
-        everything = known if kind == "evaluations" else defaults
+        meant = {"all": known if kind == "evaluations" else defaults}
+        if kind == "methods":
+            known = tuple(dict.fromkeys([*known, *list_methods()]))
+            meant["all-known"] = (*listed, *plugins)
         lowered = [name.lower() for name in names]
-        if "all" not in lowered:
+        if not meant.keys() & set(lowered):
             narrowed.add(kind)
-        given = [each for name in lowered for each in (everything if name == "all" else (name,))]
+        given = [each for name in lowered for each in meant.get(name, (name,))]
         for name in given:
             if name not in known:
-                if kind == "methods" and name in list_methods():
-                    raise HarnessError(f"protocol {protocol.name} does not set {name}'s hyperparameters")
-                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, known)
+                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, [*known, *meant])
         return tuple(dict.fromkeys(given))
 
     asked = protocol.defaults.evaluations if evaluations is None else chosen("evaluations", evaluations)
+    chosen_methods = chosen("methods", methods)
     if views is None:
-        chosen_views = _default_views(protocol, None if evaluations is None else asked)
+        chosen_views = _default_views(protocol, None if evaluations is None else asked, chosen_methods)
     else:
         chosen_views = _chosen_views(protocol, [name.lower() for name in views])
     picked = tuple(dict.fromkeys(protocol.defaults.seeds if seeds is None else seeds))
     if any(seed < 0 for seed in picked):
         raise HarnessError(f"seeds are 0 or more, got {min(picked)}")
     return Selection(
-        methods=chosen("methods", methods),
+        methods=chosen_methods,
         tokenizers=chosen("tokenizers", tokenizers),
         trunks=chosen("trunks", trunks),
         evaluations=asked,
@@ -96,15 +102,26 @@ def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(given))
 
 
-def _default_views(protocol: Protocol, asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The views that an absent --views means, if the evaluations `asked` are asked for by name."""
+def _default_views(
+    protocol: Protocol, asked: tuple[str, ...] | None, methods: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The views that an absent --views means, for `methods` and, by name, the evaluations `asked`."""
     tables = [name for name, view in protocol.views.items() if view.cells and not view.is_study]
     if protocol.defaults.views is None or set(asked or ()) == set(protocol.names("evaluations")):
         return tuple(tables)
     found = dict.fromkeys(protocol.defaults.views)
-    held = {one for name in found for cells in protocol.views[name].cells for one in cells.evaluations}
-    lacking = set(asked or ()) - held
+
+    def held(kind: str, views: Iterable[str]) -> set[str]:
+        return {one for name in views for cells in protocol.views[name].cells for one in getattr(cells, kind)}
+
+    lacking = set(asked or ()) - held("evaluations", found)
+    lacking_methods = set(methods) - held("methods", found)
+    has_plugins = not lacking_methods <= set(protocol.names("methods"))
     for name in tables:
-        if lacking & {one for cells in protocol.views[name].cells for one in cells.evaluations}:
+        if (
+            lacking & held("evaluations", [name])
+            or lacking_methods & held("methods", [name])
+            or (has_plugins and protocol.views[name].takes_plugins)
+        ):
             found[name] = None
     return tuple(found)

@@ -214,7 +214,6 @@ def step_shape(cell: Cell, protocol: Protocol) -> dict[str, Any] | None:
     if cell.trunk is not None:
         shape["trunk"] = protocol.trunk_spec(cell.trunk, drop_path=drop_path).model_dump(mode="json")
     if cell.stage in ("pretrain", "token-classification"):
-        assert cell.tokenizer is not None
         shape["codebook_size"] = codebook_size(protocol, cell.tokenizer)
     if cell.stage == "pretrain":
         shape |= {"method": cell.method, "hyperparameters": dict(cell.hyperparameters)}

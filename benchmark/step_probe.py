@@ -23,6 +23,7 @@ from benchmark import provenance
 from benchmark.batches import Batch
 from benchmark.classification import Classification
 from benchmark.commands.text import size
+from benchmark.equal_compute import codebook_size
 from benchmark.optim import build_optimizer
 from benchmark.placement import USABLE_MEMORY
 from benchmark.plan import Cell
@@ -219,8 +220,9 @@ class _Made:
         return torch.rand(count, CLASSES, device=self.device).softmax(dim=1)
 
     def tokens(self, count: int, patches: int, codebook_size: int) -> Tensor:
-        """(B, N) below V."""
-        return torch.randint(codebook_size, (count, patches), device=self.device)
+        """(B, N) below V; (B, 0) without a codebook."""
+        columns = patches if codebook_size else 0
+        return torch.randint(max(1, codebook_size), (count, columns), device=self.device)
 
 
 def _pretraining(cell: Cell, protocol: Protocol, made: _Made) -> _Parts:
@@ -228,17 +230,15 @@ def _pretraining(cell: Cell, protocol: Protocol, made: _Made) -> _Parts:
     assert cell.trunk is not None
     recipe = protocol.pretraining_with(dict(cell.pretraining))
     trunk = protocol.trunk_spec(cell.trunk, drop_path=recipe.drop_path)
-    codebook_size = _codebook_size(cell, protocol)
-    method = build_method(
-        cell.method, trunk=trunk, codebook_size=codebook_size, seed=0, **dict(cell.hyperparameters)
-    )
+    codes = codebook_size(protocol, cell.tokenizer)
+    method = build_method(cell.method, trunk=trunk, codebook_size=codes, seed=0, **dict(cell.hyperparameters))
 
     def make_batch(count: int) -> Batch:
         batches = PretrainingBatches(
             method,
             read=lambda positions: made.pixels(len(positions)).numpy(),
             sample_ids=np.arange(count),
-            tokens=lambda positions: made.tokens(len(positions), trunk.patches, codebook_size).cpu().numpy(),
+            tokens=lambda positions: made.tokens(len(positions), trunk.patches, codes).cpu().numpy(),
             jitter=recipe.color_jitter,
             seed=0,
         )
@@ -293,7 +293,7 @@ def _linear_probe(cell: Cell, protocol: Protocol, recipe: LinearProbe, made: _Ma
 
 
 def _token_classification(cell: Cell, protocol: Protocol, recipe: TokenClassification, made: _Made) -> _Parts:
-    codebook_size = _codebook_size(cell, protocol)
+    codes = codebook_size(protocol, cell.tokenizer)
     # Tokens lie on the patches of every trunk alike: any of them tells how many there are.
     trunk = protocol.trunk_spec(
         recipe.trunk or protocol.defaults.trunks[0], drop_path=recipe.drop_path or 0.0
@@ -302,28 +302,23 @@ def _token_classification(cell: Cell, protocol: Protocol, recipe: TokenClassific
     undecayed: set[str] = set()
     if recipe.width is not None and recipe.hidden_width is not None:
         classifier = TokenMlp(
-            codebook_size=codebook_size,
+            codebook_size=codes,
             width=recipe.width,
             hidden_width=recipe.hidden_width,
             classes=CLASSES,
         )
     else:
-        classifier = token_vit(trunk, codebook_size=codebook_size, classes=CLASSES)
+        classifier = token_vit(trunk, codebook_size=codes, classes=CLASSES)
         undecayed = set(classifier.no_weight_decay())
     return _Parts(
         objective=Classification(classifier, label_smoothing=recipe.label_smoothing),
         weights=classifier,
         make_batch=lambda count: {
-            "inputs": made.tokens(count, trunk.patches, codebook_size),
+            "inputs": made.tokens(count, trunk.patches, codes),
             "labels": made.labels(count),
         },
         undecayed=undecayed,
     )
-
-
-def _codebook_size(cell: Cell, protocol: Protocol) -> int:
-    assert cell.tokenizer is not None
-    return int(protocol.tokenizers[cell.tokenizer]["codebook_size"])
 
 
 def _timed(step: Step, images: int, runtime: Runtime) -> tuple[Timing, float]:

@@ -39,17 +39,28 @@ class Compliance(Frozen):
 
 
 class MethodUse(Frozen):
+    """`plugin` is the file, without its folder, or the distribution that brought it; empty of a built-in one.
+
+    `title` is how such a method calls itself.
+    """
+
     name: str
     source_digest: str
+    title: str = ""
+    plugin: str = ""
 
 
 class TokenizerUse(Frozen):
-    """`digest` identifies the fitted weights; `teacher` says how the feature network was trained."""
+    """`digest` identifies the fitted weights; `teacher` says how the feature network was trained.
+
+    `plugin` is what brought it, as for a method.
+    """
 
     name: str
     digest: str | None = None
     source_digest: str = ""
     teacher: str = ""
+    plugin: str = ""
 
 
 class DataUse(Frozen):

@@ -36,9 +36,10 @@ class Method(nn.Module, ABC):
     head: nn.Linear
 
     def __init__(self, *, trunk: TrunkSpec, codebook_size: int) -> None:
+        """`codebook_size` 0 means that no tokens are predicted: `MethodSpec.uses_tokens` is False."""
         super().__init__()
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
+        if codebook_size < 2 and codebook_size != 0:
+            raise ValueError(f"codebook_size must be at least 2, or 0 (no tokens), got {codebook_size}")
         self.trunk_spec = trunk
         self.codebook_size = codebook_size
         self.trunk = build_trunk(trunk)
@@ -49,11 +50,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> dict[str, Tensor]:
-        """images (B, 3, H, W) normalised, tokens int64 (B, N), pattern as drawn.
+        """images (B, 3, H, W) normalised, tokens int64 (B, N), or (B, 0) for no codebook, pattern as drawn.
 
-        Returns `loss` (mean over all predicted positions), `targets` and, unless `keeps_logits` is
-        False, `logits` (one row per position, V wide). Raises ValueError if the pattern predicts
-        nothing, or if a shape or type is wrong.
+        Returns `loss` (mean over all predicted positions), `targets` and, unless `keeps_logits` is False,
+        `logits` (one row per position, V wide: what is predicted of it). Raises ValueError if the pattern
+        predicts nothing, or if a shape or type is wrong.
         """
 
     @abstractmethod
@@ -102,8 +103,9 @@ class Method(nn.Module, ABC):
         return function(*inputs)
 
     def _check(self, images: Tensor, tokens: Tensor, pattern: Tensor, width: int) -> None:
+        columns = self.trunk_spec.patches if self.codebook_size else 0
         expected: tuple[tuple[str, Tensor, tuple[int, ...], torch.dtype | None], ...] = (
-            ("tokens", tokens, (len(images), self.trunk_spec.patches), torch.int64),
+            ("tokens", tokens, (len(images), columns), torch.int64),
             ("pattern", pattern, (len(images), width), self.pattern_dtype),
         )
         for name, value, shape, dtype in expected:

@@ -16,6 +16,7 @@ from protocols.schema import TrunkSpec
 
 ROOT = Path(__file__).parent.parent
 # specs.py is not among them: what it declares reaches a cell through its hyperparameters alone.
+BUILT_IN = "built in"
 _SHARED_SOURCES = ("base.py", "chunked_loss.py", "trunk.py", "patterns.py")
 
 
@@ -42,36 +43,58 @@ class Pass:
 class Work:
     """All that the cost model needs of one image's forward pass beside the patch embedding.
 
-    `predicted` rows of width `head_width` meet the token head; `projections` are (rows, inputs,
-    outputs, has_gradient) of linear maps outside the blocks.
+    `predicted` rows of width `head_width` meet the head, which has `head_outputs` columns: as many as the
+    codebook has tokens where it is None. `projections` are (rows, inputs, outputs, has_gradient) of linear
+    maps outside the blocks.
     """
 
     passes: tuple[Pass, ...]
     predicted: int
     head_width: int
+    head_outputs: int | None = None
     projections: tuple[tuple[int, int, int, bool], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """A method as the planner sees it. `files` are the sources whose digest identifies its code."""
+    """A method as the planner sees it.
+
+    target           "module:Class", a methods.base.Method
+    paper            where its definition stands
+    files            its sources in methods/; with `sources`, their digest identifies its code
+    sources          further files of its code, wherever they lie: a plug-in's own
+    uses_tokens      False: its targets come from the images, so it has one row and not one per tokenizer
+    group            the hyperparameter that says how many consecutive images of a batch depend on one another
+                     (a contrast among images); micro-batches are whole groups of them. Empty: none do
+    loss_unit        of the loss in the record
+    origin           who brings it
+    """
 
     name: str
     title: str
     target: str
     paper: str
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     hyperparameters: tuple[Hyperparameter, ...] = ()
     work: Callable[[TrunkSpec, Mapping[str, Value]], Work] | None = None
+    uses_tokens: bool = True
+    group: str = ""
+    loss_unit: str = "nats"
+    sources: tuple[Path, ...] = ()
+    origin: str = BUILT_IN
 
     @property
     def pretrains(self) -> bool:
         """False for the baseline that has no pre-training stage and so no tokenizer."""
         return self.work is not None
 
+    def images_in_a_group(self, resolved: Mapping[str, Value]) -> int:
+        """How many consecutive images of a batch have to stay in one micro-batch; 1: each stands alone."""
+        return int(resolved[self.group]) if self.group else 1
+
     def resolve(self, given: Mapping[str, Value], *, trunk: TrunkSpec) -> dict[str, Value]:
         """All hyperparameters, checked against their ranges and the trunk; HarnessError if wrong."""
-        resolved = resolve(f"method {self.name}", self.hyperparameters, given)
+        resolved = resolve(f"method {self.name}", self.hyperparameters, given, trunk=trunk)
         limits = {"mask_count": trunk.patches, "cutting_point": trunk.patches, "min_block": trunk.patches}
         for name, high in limits.items():
             if name in resolved and int(resolved[name]) > high:
@@ -79,17 +102,16 @@ class MethodSpec:
                     f"method {self.name}: {name} must be at most {high}, the trunk's "
                     f"patches, got {resolved[name]}"
                 )
-        if "min_block" in resolved:
+        if {"min_block", "mask_count"} <= resolved.keys():
             smallest = min(int(resolved["min_block"]), int(resolved["mask_count"]))
             if smallest >= (trunk.grid - 0.5) ** 2:
                 raise HarnessError(
                     f"method {self.name}: no block of {smallest} patches is smaller than the {trunk.grid} x "
                     f"{trunk.grid} grid in both directions; choose a smaller min_block"
                 )
-        for name, fallback in (("decoder_width", trunk.width), ("decoder_heads", trunk.heads)):
-            if any(parameter.name == name for parameter in self.hyperparameters):
-                resolved.setdefault(name, fallback)
-        if "decoder_width" in resolved and int(resolved["decoder_width"]) % int(resolved["decoder_heads"]):
+        if {"decoder_width", "decoder_heads"} <= resolved.keys() and int(resolved["decoder_width"]) % int(
+            resolved["decoder_heads"]
+        ):
             raise HarnessError(
                 f"method {self.name}: decoder_width {resolved['decoder_width']} is not a multiple of "
                 f"decoder_heads {resolved['decoder_heads']}"
@@ -103,10 +125,14 @@ class MethodSpec:
         for name in sorted({*self.files, *_SHARED_SOURCES}):
             digest.update(f"{name}\0".encode())
             digest.update((ROOT / "methods" / name).read_bytes())
+        for path in self.sources:
+            content = path.read_bytes()
+            digest.update(f"{path.name}\0{len(content)}\0".encode())
+            digest.update(content)
         return digest.hexdigest()
 
 
-def _full_attention(trunk: TrunkSpec, rows: int, *, has_gradient: bool = True) -> Pass:
+def full_attention(trunk: TrunkSpec, rows: int, *, has_gradient: bool = True) -> Pass:
     return Pass(
         blocks=trunk.depth,
         width=trunk.width,
@@ -118,9 +144,9 @@ def _full_attention(trunk: TrunkSpec, rows: int, *, has_gradient: bool = True) -
     )
 
 
-def _masked_work(trunk: TrunkSpec, given: Mapping[str, Value]) -> Work:
+def masked_work(trunk: TrunkSpec, given: Mapping[str, Value]) -> Work:
     return Work(
-        passes=(_full_attention(trunk, 1 + trunk.patches),),
+        passes=(full_attention(trunk, 1 + trunk.patches),),
         predicted=int(given["mask_count"]),
         head_width=trunk.width,
     )
@@ -174,8 +200,8 @@ def _cae_work(trunk: TrunkSpec, given: Mapping[str, Value]) -> Work:
     projections = ((visible, trunk.width, width, True), (masked, trunk.width, width, False))
     return Work(
         passes=(
-            _full_attention(trunk, 1 + visible),
-            _full_attention(trunk, 1 + masked, has_gradient=False),
+            full_attention(trunk, 1 + visible),
+            full_attention(trunk, 1 + masked, has_gradient=False),
             regressor,
             decoder,
         ),
@@ -207,7 +233,7 @@ SPECS: tuple[MethodSpec, ...] = (
         paper="BEiT (arXiv 2106.08254) with random masks, the paper's baseline",
         files=("mim.py",),
         hyperparameters=(_MASK_COUNT,),
-        work=_masked_work,
+        work=masked_work,
     ),
     MethodSpec(
         name="pim",
@@ -234,7 +260,7 @@ SPECS: tuple[MethodSpec, ...] = (
         paper="arXiv 2106.08254",
         files=("beit.py", "mim.py"),
         hyperparameters=(_MASK_COUNT, _MIN_BLOCK),
-        work=_masked_work,
+        work=masked_work,
     ),
     MethodSpec(
         name="cae",
@@ -251,8 +277,20 @@ SPECS: tuple[MethodSpec, ...] = (
             Hyperparameter(
                 name="decoder_depth", type=int, low=1, default=4, source="reference implementation"
             ),
-            Hyperparameter(name="decoder_width", type=int, low=4, source="the trunk's width unless set"),
-            Hyperparameter(name="decoder_heads", type=int, low=1, source="the trunk's heads unless set"),
+            Hyperparameter(
+                name="decoder_width",
+                type=int,
+                low=4,
+                follows=lambda trunk: trunk.width,
+                source="the trunk's width unless set",
+            ),
+            Hyperparameter(
+                name="decoder_heads",
+                type=int,
+                low=1,
+                follows=lambda trunk: trunk.heads,
+                source="the trunk's heads unless set",
+            ),
             Hyperparameter(
                 name="alignment_weight", type=float, low=0, default=2.0, source="reference implementation"
             ),

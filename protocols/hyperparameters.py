@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ Value = bool | int | float | str
 class Hyperparameter:
     """One hyperparameter that belongs to an adapter and not to the protocol.
 
-    `default` None means that it must be set, or that it follows the trunk as `source` says.
+    Where it is not set it is its `default`, or else what `follows` makes of the trunk (a
+    protocols.schema.TrunkSpec); with neither it is left out, or `required`.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Hyperparameter:
     low: float | None = None
     high: float | None = None
     default: Value | None = None
+    follows: Callable[[Any], Value] | None = None
     required: bool = False
 
     def check(self, owner: str, value: Value) -> Value:
@@ -47,8 +49,10 @@ class Hyperparameter:
         return f"at least {self.low:g}" if self.high is None else f"from {self.low:g} to {self.high:g}"
 
 
-def resolve(owner: str, declared: tuple[Hyperparameter, ...], given: Mapping[str, Any]) -> dict[str, Value]:
-    """All hyperparameters of `owner`: those given, checked, and the defaults of the others.
+def resolve(
+    owner: str, declared: tuple[Hyperparameter, ...], given: Mapping[str, Any], *, trunk: Any = None
+) -> dict[str, Value]:
+    """All hyperparameters of `owner`: those given, checked; others by default, or as they follow `trunk`.
 
     Raises HarnessError for an unknown name, a wrong type or range, or a required one that is missing.
     """
@@ -64,4 +68,6 @@ def resolve(owner: str, declared: tuple[Hyperparameter, ...], given: Mapping[str
             raise HarnessError(f"{owner}: {parameter.name} must be set ({parameter.source})")
         elif parameter.default is not None:
             resolved[parameter.name] = parameter.default
+        elif parameter.follows is not None and trunk is not None:
+            resolved[parameter.name] = parameter.check(owner, parameter.follows(trunk))
     return resolved

@@ -35,6 +35,12 @@ class ViewCells(Frozen):
             raise ValueError("equal_compute_to also needs pretraining: {epochs: [N]}")
         return self
 
+    def taken_by(self, method: str, *, uses_tokens: bool) -> ViewCells:
+        """The same cells of another method."""
+        return self.model_copy(
+            update={"methods": (method,), "tokenizers": self.tokenizers if uses_tokens else ()}
+        )
+
 
 class View(Frozen):
     """One table: what it shows, and the cells that it is made of, or the recipe that it lists.
@@ -42,7 +48,9 @@ class View(Frozen):
     Rows are the cells' tokenizers, methods and tried values, columns their trunks and evaluations, each
     with every one of `metrics`. `reported` names the table of leaderboard/paper.yaml whose numbers stand
     beside the measured ones: only for a protocol that measures what the paper did. A study (`is_study`)
-    is no table of the paper, and its cells run only if --views names it.
+    is no table of the paper, and its cells run only if --views names it. `takes_plugins`: methods that the
+    protocol does not list stand in it too, once they are asked for, beside those of its first cells that
+    have tokenizers.
     """
 
     title: str
@@ -51,9 +59,12 @@ class View(Frozen):
     reported: Name | None = None
     recipe: Literal["pretraining", "finetune"] | None = None
     is_study: bool = False
+    takes_plugins: bool = False
 
     @model_validator(mode="after")
     def _shows_something(self) -> View:
+        if self.takes_plugins and not any(one.methods and one.tokenizers for one in self.cells):
+            raise ValueError("takes_plugins needs cells with methods and tokenizers, for others to join")
         if bool(self.cells) == (self.recipe is not None):
             raise ValueError("a view needs either cells or the recipe that it lists")
         return self

@@ -65,10 +65,12 @@ def test_who_reads_for_a_killed_process_ends_with_it() -> None:
         "from benchmark.interrupt import leave_to_the_loop\n"
         "ready, ready_too = os.pipe()\n"
         "if os.fork() == 0:\n"
+        "    os.close(ready)\n"
         "    leave_to_the_loop(0)\n"
         "    os.write(ready_too, b'1')\n"
         "    time.sleep(20)\n"
-        "os.read(ready, 1)\n"
+        "os.close(ready_too)\n"
+        "assert os.read(ready, 1)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     started = time.monotonic()

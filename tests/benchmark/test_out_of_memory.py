@@ -21,7 +21,6 @@ from protocols import load_protocol
 
 PROTOCOL = load_protocol(str(Path(__file__).parents[1] / "tiny.yaml"))
 RECIPE = PROTOCOL.pretraining.model_copy(update={"epochs": 1})
-FINE_TUNING = PROTOCOL.evaluations["finetune"].model_copy(update={"warmup_epochs": 0.0, "mixup_group": 8})
 ON_A_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
 ON_A_CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
@@ -52,7 +51,9 @@ def make_batch(positions: npt.NDArray[np.int64], epoch: int) -> Batch:
     return {"inputs": torch.from_numpy(positions)[:, None] / 64 + torch.arange(5) / 5}
 
 
-def trained(folder: Path, objective: nn.Module, recipe: Any = RECIPE, **runtime: Any) -> Tensor:
+def trained(
+    folder: Path, objective: nn.Module, recipe: Any = RECIPE, group: int = 1, **runtime: Any
+) -> Tensor:
     context: Any = SimpleNamespace(
         runtime=Runtime(device="cpu", jobs=1, threads=1, **runtime), seed=0, folder=folder, stop=StopFlag(),
         ran={},
@@ -60,7 +61,7 @@ def trained(folder: Path, objective: nn.Module, recipe: Any = RECIPE, **runtime:
     images: Any = range(64)  # as many
     train_recipe(
         context, recipe, objective=objective, weights=objective, undecayed=set(), images=images,
-        make_batch=make_batch,
+        make_batch=make_batch, group=group,
     )  # fmt: skip
     weight: Any = objective.weight
     return weight.detach()
@@ -83,11 +84,11 @@ def test_it_ends_with_the_micro_batch_that_fits_and_trains_the_same_with_it(
 
 def test_groups_that_mixing_needs_are_not_parted(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match="; 16 would fit: --accumulation 2;"):
-        trained(tmp_path, Limited(20, ON_A_GPU), FINE_TUNING)
+        trained(tmp_path, Limited(20, ON_A_GPU), group=8)
     with pytest.raises(
         OutOfMemory, match=r"no smaller cut of the global batch of 32 fits: .* --precision bf16"
     ):
-        trained(tmp_path, Limited(7, ON_A_GPU), FINE_TUNING)
+        trained(tmp_path, Limited(7, ON_A_GPU), group=8)
 
 
 def test_one_that_asked_for_little_is_told_the_next_less(tmp_path: Path) -> None:

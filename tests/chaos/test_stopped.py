@@ -337,7 +337,8 @@ def test_processes_of_torchrun_know_whose_end_is_theirs(monkeypatch: pytest.Monk
 
     told = []
     monkeypatch.setattr(elastic, "die_with_parent", lambda: None)
-    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
+    monkeypatch.setenv(PARENT_VARIABLE, "")  # so that what is set below is undone
+    monkeypatch.delenv(PARENT_VARIABLE)
     monkeypatch.setattr(torch.distributed.run, "main", lambda: told.append(os.environ.get(PARENT_VARIABLE)))
     elastic.main()
     monkeypatch.delenv(PARENT_VARIABLE, raising=False)

@@ -110,7 +110,7 @@ PROTECTIONS = (
     Protection(
         promise="what would fit keeps mixing groups whole",
         file="benchmark/out_of_memory.py",
-        removed=", group=mixup_group(recipe))",
+        removed=", group=group)",
         instead=")",
         test=f"{MEMORY}::test_groups_that_mixing_needs_are_not_parted",
     ),

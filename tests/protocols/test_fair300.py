@@ -147,7 +147,7 @@ def test_methods_are_section_5_1s(fair300: Protocol) -> None:
             for width, heads in ((192, 3), (384, 6), (768, 12))
         ],
     }  # fmt: skip
-    assert set(fair300.names("methods")) == set(expected)
+    assert set(fair300.defaults.methods) == set(expected)
     for method, values in expected.items():
         assert [dict(fair300.method_values(method, trunk)) for trunk in TRUNKS] == values, method
 
