@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from benchmark.plugins import loaded_plugins
 from benchmark.runtime import Runtime
 from benchmark.survey import present_sources
 from protocols.frozen import digest_of
@@ -24,6 +25,8 @@ def cell_arguments(options: Namespace, cell_id: str, runtime: Runtime) -> list[s
         given = getattr(options, kind)
         if given:
             words += [f"--{kind}", *given]
+    if loaded_plugins():
+        words += ["--plugin", *loaded_plugins()]
     if options.data_root is not None:
         words += ["--data-root", str(options.data_root.absolute())]
     words += ["--device", runtime.device, "--precision", runtime.precision, "--images", runtime.images]

@@ -21,6 +21,8 @@ from benchmark.batches import Batch
 from benchmark.checkpoint import load_weights
 from benchmark.engine import TrainingResult
 from benchmark.image_part import ImagePart
+from benchmark.imported import Imports, is_imported
+from benchmark.imported_weights import imported_trunk
 from benchmark.layout import cell_folder
 from benchmark.pretrain import BACKBONE
 from benchmark.readers import read
@@ -72,7 +74,7 @@ class Classification(nn.Module):
 
 
 def backbone_of(context: CellContext) -> dict[str, Tensor]:
-    """The row's trunk: the parent's export, or the seed's initialisation where nothing was pre-trained.
+    """The row's trunk: the parent's export, kept weights from elsewhere, or the seed's initialisation.
 
     Every method of one seed starts from that same initialisation.
     """
@@ -80,6 +82,9 @@ def backbone_of(context: CellContext) -> dict[str, Tensor]:
         parent = context.parent()
         folder = cell_folder(context.work_dir, context.protocol.name, parent.cell_id)
         return load_weights(folder / BACKBONE, digest=parent.artefacts[BACKBONE])
+    if is_imported(context.cell.method):
+        imports = Imports(work_dir=context.work_dir, protocol=context.protocol.name)
+        return imported_trunk(imports, context.cell)
     assert context.cell.method is not None
     trunk = context.trunk(drop_path=0.0)
     # The codebook belongs to a head that is not exported; any size gives the same trunk.

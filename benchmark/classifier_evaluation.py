@@ -185,7 +185,20 @@ def _check_tensors(
     path: Path, tensors: Mapping[str, Tensor], classifier: nn.Module, pooling: Pooling
 ) -> None:
     """HarnessError naming the tensors that are missing, unexpected, misshapen, or not finite floats."""
-    own = {name: tuple(tensor.shape) for name, tensor in classifier.state_dict().items()}
+    said = tensor_faults(tensors, classifier)
+    if not said:
+        return
+    remedy = "fetch the published file"
+    if pooling == "patch-mean" and "norm.weight" in tensors and "fc_norm.weight" not in tensors:
+        remedy = "if it classifies the class token, through norm, say so with --pooling class-token"
+    elif pooling == "class-token" and "fc_norm.weight" in tensors:
+        remedy = "it classifies the mean of the patch tokens, through fc_norm: leave --pooling away"
+    raise HarnessError(f"{path}: does not fit this trunk: {said}; {remedy}")
+
+
+def tensor_faults(tensors: Mapping[str, Tensor], model: nn.Module) -> str:
+    """What keeps `model` from loading `tensors` strictly, by name; empty if nothing does."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shared = [name for name in tensors if name in own]
     misshapen = [name for name in shared if tuple(tensors[name].shape) != own[name]]
     faults = {
@@ -198,15 +211,7 @@ def _check_tensors(
             if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all())
         ],
     }
-    said = "; ".join(f"{fault}: {_listed(names)}" for fault, names in faults.items() if names)
-    if not said:
-        return
-    remedy = "fetch the published file"
-    if pooling == "patch-mean" and "norm.weight" in tensors and "fc_norm.weight" not in tensors:
-        remedy = "if it classifies the class token, through norm, say so with --pooling class-token"
-    elif pooling == "class-token" and "fc_norm.weight" in tensors:
-        remedy = "it classifies the mean of the patch tokens, through fc_norm: leave --pooling away"
-    raise HarnessError(f"{path}: does not fit this trunk: {said}; {remedy}")
+    return "; ".join(f"{fault}: {_listed(names)}" for fault, names in faults.items() if names)
 
 
 def _listed(names: list[str]) -> str:

@@ -43,6 +43,7 @@ _BESIDES = (
     "numpy._core.multiarray.scalar",
 )
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
+JOINED = "attn.q and attn.kv joined to timm's attn.qkv"
 
 
 class _Beside:
@@ -57,7 +58,7 @@ class _Beside:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFile:
-    """Weights under timm's names. `key` is the entry that held them, empty where the file is nothing else.
+    """Named weights. `key` is the entry that held them, empty where the file is nothing else.
 
     `changes` says what was done to names and tensors.
     """
@@ -68,29 +69,42 @@ class ClassifierFile:
 
 
 def read_classifier(path: Path, *, key: str | None = None) -> ClassifierFile:
-    """The classifier in the file `path`, on the CPU; `key` names the entry where there are several.
+    """The classifier in the file `path`, under timm's names, on the CPU; `key` as for `read_weights`.
 
-    Raises HarnessError for a file that is missing, damaged or names code, for one whose weights `key` or
-    its absence does not tell, and for q and kv that do not belong together.
+    Raises HarnessError as that does, and for q and kv that do not belong together.
+    """
+    read = read_weights(path, key=key, wanted="a fine-tuned classifier")
+    joined = joined_attention(path, read.tensors)
+    changes = [*read.changes]
+    if joined.keys() != read.tensors.keys():
+        changes.append(JOINED)
+    return ClassifierFile(tensors=joined, key=read.key, changes=tuple(changes))
+
+
+def read_weights(
+    path: Path, *, key: str | None = None, wanted: str, choice: str = "choose it with --key"
+) -> ClassifierFile:
+    """The weights in the file `path`, on the CPU; `key` names the entry where there are several.
+
+    `wanted` says what kind of file would do, `choice` how one of several entries is chosen. Raises
+    HarnessError for a file that is missing, damaged or names code, and for one whose weights `key` or its
+    absence does not tell.
     """
     if not path.is_file():
-        raise HarnessError(f"{path}: no such file; give the file of a fine-tuned classifier")
+        raise HarnessError(f"{path}: no such file; give the file of {wanted}")
     if path.suffix == ".safetensors":
         if key:
             raise HarnessError(f"{path}: safetensors hold one set of weights; leave --key {key} away")
         named, chosen = dict(read_published(path, sha256=None, accept_unknown=True)), ""
     else:
-        named, chosen = _state_dict(path, _unpickled(path), key)
-    tensors = {name: _plain(path, name, value) for name, value in named.items()}
+        named, chosen = _state_dict(path, _unpickled(path, wanted), key, choice)
+    tensors = {name: _plain(path, name, value, choice) for name, value in named.items()}
     tensors, wrapping = _unwrapped(tensors)
-    joined = _joined(path, tensors)
-    changes = [f"{wrapping!r} before every name taken away"] if wrapping else []
-    if joined.keys() != tensors.keys():
-        changes.append("attn.q and attn.kv joined to timm's attn.qkv")
-    return ClassifierFile(tensors=joined, key=chosen, changes=tuple(changes))
+    changes = (f"{wrapping!r} before every name taken away",) if wrapping else ()
+    return ClassifierFile(tensors=tensors, key=chosen, changes=changes)
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickled(path: Path, wanted: str) -> Any:
     """Containers, numbers, text, tensors and placeholders. HarnessError for all that cannot be read."""
     with path.open("rb") as stream:
         start = stream.read(_TAR_MARK_AT + len(_TAR_MARK))
@@ -123,7 +137,7 @@ def _unpickled(path: Path) -> Any:
         said = _said(error)
         raise HarnessError(
             f"{path}: is no file of weights that torch or safetensors write, or it is damaged"
-            f"{f' ({said})' if said else ''}; fetch it again, or give the file of a fine-tuned classifier"
+            f"{f' ({said})' if said else ''}; fetch it again, or give the file of {wanted}"
         ) from None
 
 
@@ -145,7 +159,7 @@ def _names_code(path: Path, names: str) -> HarnessError:
     )
 
 
-def _state_dict(path: Path, content: Any, key: str | None) -> tuple[dict[Any, Any], str]:
+def _state_dict(path: Path, content: Any, key: str | None, choice: str) -> tuple[dict[Any, Any], str]:
     """The entry called `key`, or the only one of KEYS, or all of the file where it has none of them."""
     if not isinstance(content, Mapping):
         raise HarnessError(f"{path}: holds {_kind(content)}, not named tensors; fetch the published file")
@@ -161,17 +175,17 @@ def _state_dict(path: Path, content: Any, key: str | None) -> tuple[dict[Any, An
     if len(held) > 1:
         raise HarnessError(
             f"{path}: holds several sets of weights, {', '.join(held)}; which one is meant would be a "
-            f"guess: choose it with --key, such as --key {held[0]}"
+            f"guess: {choice}, such as --key {held[0]}"
         )
     return (dict(content[held[0]]), held[0]) if held else (dict(content), "")
 
 
-def _plain(path: Path, name: Any, value: Any) -> Tensor:
+def _plain(path: Path, name: Any, value: Any, choice: str) -> Tensor:
     is_plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
     if not isinstance(name, str) or not is_plain or value.is_quantized:
         raise HarnessError(
             f"{path}: {name} is {_kind(value)}, not a plain tensor; the weights may lie in an entry of their "
-            "own: choose it with --key"
+            "own: " + choice
         )
     # A view may repeat what is there once, and a pickle may ask for more bytes than it brings.
     if max(value.nbytes, value.untyped_storage().nbytes()) > path.stat().st_size:
@@ -199,7 +213,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     return named, taken
 
 
-def _joined(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def joined_attention(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """q (D, ...) and kv (2D, ...) -> timm's qkv (3D, ...), rows in that order; weights and biases alike."""
     joined: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

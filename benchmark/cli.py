@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from benchmark.commands import COMMANDS, load_command
-from benchmark.commands.options import Parser, names_protocol
+from benchmark.commands.options import Parser, add_plugins, names_protocol, plugins_in
 from benchmark.disk_trouble import REMEDIES
+from benchmark.plugins import plugins_loaded
 from benchmark.stopping import Stopped, check_stopped, stopped_by_signals
 from protocols.errors import HarnessError, shown, unknown
 
@@ -62,8 +63,10 @@ def _run(name: str, given: Sequence[str]) -> int:
     Libraries that are no Python drop what a handler raises, and call a file damaged instead.
     """
     try:
-        command = load_command(name)
-        code = command.run(build_parser(name).parse_args(given))
+        # Before the words are looked at: they may name what plug-ins bring.
+        with plugins_loaded(plugins_in(given)):
+            command = load_command(name)
+            code = command.run(build_parser(name).parse_args(given))
     except Exception:
         check_stopped()
         raise
@@ -78,6 +81,7 @@ def build_parser(name: str) -> Parser:
     parser = Parser(prog=PROGRAM if name == "run" else f"{PROGRAM} {name}", description=command.DESCRIPTION)
     command.add_arguments(parser)
     # Read above, before any command is known; named here for the help.
+    add_plugins(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

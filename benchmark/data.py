@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from benchmark import data_sets
+from benchmark.data_sets import DataSetSpec, registered_data_sets
 from benchmark.image_files import FilePart, class_folders, class_names
 from benchmark.image_part import ArrayPart, ImagePart
 from benchmark.image_tars import open_tar, tar_class_names
@@ -23,10 +25,11 @@ from benchmark.inputs import (
     CLASS_FOLDERS,
     EMBEDDED_SETS,
     EXTERNAL_SETS,
-    FOLDER_PREFIX,
     ExternalSet,
     external_set,
+    known_data_sets,
 )
+from benchmark.plugin_reader import read_split
 from benchmark.torchvision_sets import ARRAY_SETS, FILE_SETS, Arrays, array_split, file_split
 from protocols.errors import HarnessError, unknown
 from protocols.schema import Part
@@ -66,6 +69,11 @@ _EMBEDDED_FILES = {
 MOST_NAMED = 10
 
 
+def register_data_set(spec: DataSetSpec) -> None:
+    """Make a plug-in's data set known. HarnessError, with both origins, if its name is taken."""
+    data_sets.register_data_set(spec, built_in=(*EMBEDDED_SETS, *EXTERNAL_SETS))
+
+
 def open_part(data_set: str, name: str, part: Part, *, data_root: Path | None = None) -> ImagePart:
     """The images of `part` of the data set called `data_set`, which lies under `data_root` unless embedded.
 
@@ -99,6 +107,9 @@ def open_split(
     lacking = external.lacking(root, split)
     if lacking is not None:
         raise HarnessError(f"data set {data_set}: {lacking}; {external.remedy(root)}")
+    if data_set in registered_data_sets():
+        read = read_split(registered_data_sets()[data_set], folder, split, name=name)
+        return read if isinstance(read, FilePart) else _in_memory(read, data_set, name, split)
     if data_set in ARRAY_SETS:
         with _with_remedy(external, root):
             return _in_memory(array_split(data_set, folder, split), data_set, name, split)
@@ -119,6 +130,9 @@ def open_images(data_set: str, image_ids: Sequence[str], *, data_root: Path | No
     """
     labels = np.full(len(image_ids), -1, dtype=np.int64)
     ids = np.arange(len(image_ids), dtype=np.int64)
+    if data_set in registered_data_sets():
+        chosen = _found_in_a_split(data_set, image_ids, data_root)
+        return replace(chosen, labels=labels, sample_ids=ids)
     if data_set in READERS or data_set in ARRAY_SETS:
         return _found_in_memory(data_set, image_ids, data_root)
     external, root = _external(data_set, data_root)
@@ -161,6 +175,17 @@ def _found_in_memory(data_set: str, image_ids: Sequence[str], data_root: Path | 
     )
 
 
+def _found_in_a_split(data_set: str, image_ids: Sequence[str], data_root: Path | None) -> ImagePart:
+    absent: list[str] = []
+    for split in ("train", "test"):
+        whole = open_split(data_set, split, data_root=data_root)
+        positions = {image_id: position for position, image_id in enumerate(whole.image_ids)}
+        absent = [image_id for image_id in image_ids if image_id not in positions]
+        if not absent:
+            return whole.take(np.array([positions[image_id] for image_id in image_ids], dtype=np.int64))
+    raise HarnessError(f"data set {data_set} has no image {absent[0]!r} beside the others asked for")
+
+
 def _in_memory(arrays: Arrays, data_set: str, name: str, split: str) -> ArrayPart:
     return ArrayPart(
         data_set=data_set,
@@ -176,7 +201,7 @@ def _in_memory(arrays: Arrays, data_set: str, name: str, split: str) -> ArrayPar
 def _external(data_set: str, data_root: Path | None) -> tuple[ExternalSet, Path]:
     external = external_set(data_set)
     if external is None:
-        raise unknown("data set", data_set, (*EMBEDDED_SETS, *EXTERNAL_SETS, f"{FOLDER_PREFIX}NAME"))
+        raise unknown("data set", data_set, known_data_sets())
     if data_root is None:
         raise HarnessError(f"data set {data_set} lies under the data root; give --data-root DIR")
     return external, data_root
@@ -192,7 +217,7 @@ def _layout(external: ExternalSet, root: Path, split: str) -> tuple[str, bool]:
 
 def check_same_classes(data_set: str, split: str, classes: tuple[str, ...], data_root: Path | None) -> None:
     """HarnessError unless the other split, if it is there, has these classes: labels are their numbers."""
-    if data_set in READERS or data_set in ARRAY_SETS or data_set in FILE_SETS:
+    if any(data_set in one for one in (READERS, ARRAY_SETS, FILE_SETS, registered_data_sets())):
         return  # their own lists number the classes
     external, root = _external(data_set, data_root)
     other = "test" if split == "train" else "train"

@@ -31,6 +31,28 @@ def resolve_method(
         raise HarnessError(f"{where}{'' if is_listed else ', of which it sets nothing'}: {error}") from None
 
 
+def resolve_tokenizer(protocol: Protocol, name: str) -> dict[str, Any]:
+    """Every hyperparameter of the tokenizer: those that the protocol sets, and its own defaults.
+
+    Of one that no adapter is known for, what the protocol says. HarnessError for what it does not allow.
+    """
+    given: Mapping[str, Any] = protocol.tokenizers.get(name, {})
+    if name not in list_tokenizers():
+        return dict(given)
+    spec = tokenizer_spec(name)
+    if name not in protocol.tokenizers:
+        # Tokens lie on the patches of every trunk alike: any of them tells how many there are.
+        return dict(spec.resolve({}, trunk=protocol.trunk_spec(protocol.defaults.trunks[0], drop_path=0.0)))
+    # What follows from the trunk would not stand in the protocol, and so in no digest of it.
+    following = [one.name for one in spec.hyperparameters if one.follows is not None]
+    if unset := [one for one in following if one not in given]:
+        raise HarnessError(
+            f"protocol {protocol.name}, tokenizers.{name}: {', '.join(unset)} must be set: a protocol that "
+            "names a tokenizer gives every value that would else follow from its trunk"
+        )
+    return dict(spec.resolve(given))
+
+
 def codebook_size(protocol: Protocol, tokenizer: str | None) -> int:
     """V: what the protocol says, else the tokenizer's own default; 0 without a tokenizer.
 
@@ -38,10 +60,7 @@ def codebook_size(protocol: Protocol, tokenizer: str | None) -> int:
     """
     if tokenizer is None:
         return 0
-    config: Mapping[str, Any] = protocol.tokenizers[tokenizer]
-    if tokenizer in list_tokenizers():
-        config = tokenizer_spec(tokenizer).resolve(config)
-    size = config.get("codebook_size")
+    size = resolve_tokenizer(protocol, tokenizer).get("codebook_size")
     if type(size) is not int:
         raise HarnessError(
             f"protocol {protocol.name}, tokenizers.{tokenizer}: codebook_size must be a whole number; what "

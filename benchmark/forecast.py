@@ -7,10 +7,10 @@ The model, which `plan` prints with its numbers:
   processes tell one another are not counted. Nearest neighbours have no step: their hours come from FLOPs.
 - Wall time is that of cells put on the accelerators, longest chain of work first. A cell that needs several
   waits until as many are free, and nothing of less weight overtakes it meanwhile.
-- Disk is what stays: weights of a pre-training, tokens with their tokenizer's weights, predictions, and a
-  record with its log; and what every cell that runs at once needs beside that: three training checkpoints
-  (weights and both moments of AdamW; two are kept, and a third is written before the oldest goes); of a
-  tokenising cell its shards, and the features that a codebook is fitted on.
+- Disk is what stays: weights of a pre-training, a fine-tuned classifier, tokens with their tokenizer's
+  weights, predictions, and a record with its log; and what every cell that runs at once needs beside that:
+  three training checkpoints (weights and both moments of AdamW; two are kept, and a third is written before
+  the oldest goes); of a tokenising cell its shards, and the features that a codebook is fitted on.
 """
 
 from __future__ import annotations
@@ -213,8 +213,9 @@ def disk_use(cell: Cell, protocol: Protocol) -> DiskUse:
         weights = trunk_parameters(protocol.trunk_spec(trained, drop_path=0.0))
     if isinstance(recipe, TokenClassification):
         weights += _weights_before_the_blocks(recipe, cell, protocol)
+    classifier = FLOAT_BYTES * weights if cell.stage == "finetune" else 0  # which fine-tuning keeps
     return DiskUse(
-        kept=evaluated * PREDICTION_BYTES + RECORD_BYTES,
+        kept=evaluated * PREDICTION_BYTES + RECORD_BYTES + classifier,
         while_running=FLOAT_BYTES * CHECKPOINT_COPIES * weights,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.data_sets import broken_data_sets, registered_data_sets
 from benchmark.plan import Cell
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
@@ -131,6 +132,9 @@ EXTERNAL_SETS = {
 
 def external_set(name: str) -> ExternalSet | None:
     """The data set of that name that users bring, `folder-NAME` included; None if there is no such set."""
+    of_plugin = registered_data_sets().get(name)
+    if of_plugin is not None:
+        return ExternalSet(of_plugin.place, _both(of_plugin.needs), (of_plugin.remedy,))
     folder = name.removeprefix(FOLDER_PREFIX)
     if name == folder:
         return EXTERNAL_SETS.get(name)
@@ -141,6 +145,11 @@ def external_set(name: str) -> ExternalSet | None:
         {"train": (("train/*/",),), "test": (("test/*/",), ("val/*/",))},
         (f"put its images into {{root}}/{folder}/train/CLASS and {{root}}/{folder}/test/CLASS",),
     )
+
+
+def known_data_sets() -> tuple[str, ...]:
+    """Names of all data sets, `folder-NAME` for those that are class folders of any name."""
+    return (*EMBEDDED_SETS, *EXTERNAL_SETS, *registered_data_sets(), f"{FOLDER_PREFIX}NAME")
 
 
 def missing_inputs(cell: Cell, protocol: Protocol, *, data_root: Path | None) -> list[Missing]:
@@ -258,8 +267,10 @@ def _missing_set(name: str, splits: Sequence[str], data_root: Path | None) -> li
         return []
     external = external_set(name)
     if external is None:
-        known = ", ".join((*EMBEDDED_SETS, *EXTERNAL_SETS, f"{FOLDER_PREFIX}NAME"))
-        return [Missing(f"data set {name}: not known", f"known: {known}")]
+        if name in broken_data_sets():
+            return [Missing(f"data set {name}: {broken_data_sets()[name]}", "mend or remove the package")]
+        remedy = f"known: {', '.join(known_data_sets())}; or give --plugin, if a plug-in reads it"
+        return [Missing(f"data set {name}: not known", remedy)]
     if data_root is None:
         what = f"data set {name}: no --data-root DIR is given"
         return [Missing(what, external.remedy("DIR"))]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.plan import Cell
+from benchmark.plugins import load_plugins, loaded_plugins
 from benchmark.runtime import Runtime
 from leaderboard.record import Record
+from protocols.errors import HarnessError
 from protocols.schema import Protocol
 
 
@@ -20,6 +23,7 @@ class Job:
     `sources` are the digests of the code as the run began; `redo_stale` drops checkpoints that come from
     other code, or other parents, than there are now. `known` is the cell's record as it was when this run
     was decided on. `last_words` is where the process says what a disk did to it (benchmark/disk_trouble.py).
+    `plugins` are files and folders that the process loads first.
     """
 
     cell: Cell
@@ -32,6 +36,7 @@ class Job:
     redo_stale: bool = False
     known: Record | None = None
     last_words: str = ""
+    plugins: tuple[str, ...] = field(default_factory=loaded_plugins)
 
 
 def run_in_child(job: Job) -> None:
@@ -40,4 +45,9 @@ def run_in_child(job: Job) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from benchmark.worker import run_job
 
+    try:
+        load_plugins(job.plugins)
+    except HarnessError as error:
+        # It was changed since the run loaded it: the worker refuses a cell whose code it is, and records it.
+        print(f"error: {error}", file=sys.stderr)
     run_job(job)

@@ -14,7 +14,9 @@ METRICS_NAME = "metrics.jsonl"
 STEP_COSTS_NAME = "step-costs.json"  # in the protocol's folder: what `plan --probe` measured
 TOKENS_NAME = "tokens"  # in the work dir, as is the next: stores serve every protocol and method
 FEATURES_NAME = "features"
+IMPORTED_NAME = "imported"  # in the protocol's folder: weights that were trained elsewhere
 CHECKPOINTS_NAME = "checkpoints"
+TRACKING_NAME = "tracking"  # in the protocol's folder: what metric back-ends were given
 ENCODING_NAME = "encoding"  # in the checkpoints' folder: what a tokenising cell has not finished
 SCRATCH_PREFIX = ".doctor-"  # in a work dir: what `doctor` tries it with; a kill leaves it there
 BEGUN_NAME = "begun.json"  # in the checkpoints' folder: the code and the parents that they come from
@@ -60,8 +62,10 @@ def check_work_dir(work_dir: Path) -> None:
         name in ("tokens", "packed")
         or (work_dir / name / "cells").is_dir()
         or (work_dir / name / "leaderboard" / "patterns").is_dir()
+        or (work_dir / name / IMPORTED_NAME).is_dir()
         or (work_dir / name / LOCK_NAME).is_file()
         or (work_dir / name / STEP_COSTS_NAME).is_file()
+        or (work_dir / name / TRACKING_NAME).is_dir()
         for name in entries
     )
     if entries and not is_ours:

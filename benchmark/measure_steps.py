@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmark.commands.text import count
 from benchmark.die_with_parent import die_with_parent
 from benchmark.plan import Cell
+from benchmark.plugins import load_plugins, loaded_plugins
 from benchmark.runtime import Runtime
 from benchmark.step_costs import (
     DamagedCosts,
@@ -105,7 +106,7 @@ def _child(protocol: Protocol, runtime: Runtime) -> Iterator[Connection]:
     """A process that says what it runs on, then answers each cell with its cost or with an error's text."""
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_serve, args=(there, protocol, runtime), daemon=True)
+    process = context.Process(target=_serve, args=(there, protocol, runtime, loaded_plugins()), daemon=True)
     process.start()
     there.close()
     try:
@@ -132,7 +133,7 @@ def _received(connection: Connection, what: str) -> object:
     return answer
 
 
-def _serve(connection: Connection, protocol: Protocol, runtime: Runtime) -> None:
+def _serve(connection: Connection, protocol: Protocol, runtime: Runtime, plugins: tuple[str, ...]) -> None:
     """The child's side. Its parent may be printing JSON, so all that it prints itself goes to stderr."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -143,6 +144,7 @@ def _serve(connection: Connection, protocol: Protocol, runtime: Runtime) -> None
 
     torch.set_num_threads(runtime.threads)
     try:
+        load_plugins(plugins)
         connection.send(this_machine(runtime))
         while True:
             connection.send(measure(connection.recv(), protocol, runtime))

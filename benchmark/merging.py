@@ -17,15 +17,15 @@ from typing import Literal
 from benchmark.file_lock import in_brackets, owner_of, try_lock
 from benchmark.recorded_ids import ids_of_record
 from benchmark.survey import is_locked
-from leaderboard.bundle import MANIFEST, PROTOCOL, Bundle, BundledCell
+from leaderboard.bundle import CARD_NAME, MANIFEST, PROTOCOL, WEIGHTS_NAME, Bundle, BundledCell
 from leaderboard.bundle_cells import check_cell, check_parents
 from leaderboard.origins import ORIGIN_NAME, Origin, record_digest
 from leaderboard.record import RECORD_NAME, Record, read_record
 from protocols.errors import HarnessError
 from protocols.files import sync_folder
 
-Result = Literal["merged", "already here", "made here too", "refused"]
-RESULTS: tuple[Result, ...] = ("merged", "already here", "made here too", "refused")
+Result = Literal["merged", "weights added", "already here", "made here too", "refused"]
+RESULTS: tuple[Result, ...] = ("merged", "weights added", "already here", "made here too", "refused")
 MOST_ANCESTORS = 16
 STAGING_NAME, LOCK_NAME = ".merging", ".merge-lock"
 _NO_FOLDER = "what stands at {} is no folder; move it away, and merge again"
@@ -36,6 +36,7 @@ class Outcome:
     """What became of one entry of a bundle: a cell, or something that belongs to none.
 
     merged          it is here now
+    weights added   the very record was here without its weights; now they are, too
     already here    the very record was here
     made here too   this work dir made the same files itself; its own record stays
     refused         for `why`
@@ -67,20 +68,26 @@ class _Merge:
         self.standing: dict[str, Record | None] = {}
         # Cells that are put together, parents first.
         self.staged: dict[str, Record] = {}
+        # Cells that are here, and of which the weights alone are put together.
+        self.added: list[str] = []
         self.depth = 0
 
     def run(self) -> list[Outcome]:
         for cell_id in self.entries:
             self.stand(cell_id)
-        if self.staging is not None and self.staged:
+        if self.staging is not None and (self.staged or self.added):
             self._place(self.staging)
         outcomes = [self.outcomes[cell_id] for cell_id in self.entries]
         faults = {one.entry: one.why for one in self.bundle.faults if not one.entry.startswith("cells/")}
-        try:
-            self.bundle.protocol_slices()
-        except HarnessError as error:
-            # No cell hangs on it: each record holds its own slices.
-            faults[PROTOCOL] = str(error)
+        for file in self.bundle.manifest.files:
+            try:
+                # No cell hangs on them: each record holds its own slices, and people read the others.
+                if file.path == PROTOCOL:
+                    self.bundle.protocol_slices()
+                elif not file.cell_id:
+                    self.bundle.read(file.path).decode()
+            except (HarnessError, UnicodeDecodeError) as error:
+                faults[file.path] = str(error)
         return outcomes + [Outcome(entry=entry, result="refused", why=why) for entry, why in faults.items()]
 
     def stand(self, cell_id: str) -> Record | None:
@@ -118,10 +125,13 @@ class _Merge:
             protocol=self.bundle.manifest.protocol.name,
             names=self.bundle.files(cell_id),
             read=read,
+            sha256_of=partial(self._sha256_of, cell_id),
             ids_of=ids_of_record,
         )
         if record.status != entry.status:
             raise HarnessError(f"{RECORD_NAME} says {record.status}, {MANIFEST} {entry.status}")
+        if WEIGHTS_NAME in self.bundle.files(cell_id):
+            self.bundle.verify(f"cells/{cell_id}/{WEIGHTS_NAME}")  # before anything of the cell is written
         if self.depth > MOST_ANCESTORS:
             raise HarnessError("it is made from more cells, one after the other, than any cell is")
         check_parents(record, self.stand)
@@ -136,17 +146,23 @@ class _Merge:
                 f"it was begun here and has no record yet; run it to its end, or delete {folder}"
             )
         if mine is not None:
-            return self._beside(mine, record, folder, read(RECORD_NAME))
+            return self._beside(mine, record, folder)
         if self.staging is not None:
             self._write(entry, self.staging)
             self.staged[cell_id] = record
         return record, "merged"
 
-    def _beside(self, mine: Record, record: Record, folder: Path, content: bytes) -> tuple[Record, Result]:
+    def _beside(self, mine: Record, record: Record, folder: Path) -> tuple[Record, Result]:
         """What stands here already stays; only another result is refused."""
-        own = (folder / RECORD_NAME).read_bytes()
+        cell_id = record.cell_id
+        own, content = (folder / RECORD_NAME).read_bytes(), self._read(cell_id, RECORD_NAME)
         if own == content:
-            return mine, "already here"
+            if WEIGHTS_NAME not in self.bundle.files(cell_id) or (folder / WEIGHTS_NAME).exists():
+                return mine, "already here"
+            if self.staging is not None:
+                self._write_weights(cell_id, self.staging / cell_id)
+                self.added.append(cell_id)
+            return mine, "weights added"
         if mine.status == record.status == "done" and _result(mine) == _result(record):
             return mine, "made here too"
         digests = [hashlib.sha256(one).hexdigest() for one in (own, content)]
@@ -159,13 +175,22 @@ class _Merge:
     def _read(self, cell_id: str, name: str) -> bytes:
         return self.bundle.read(f"cells/{cell_id}/{name}")
 
+    def _sha256_of(self, cell_id: str, name: str) -> str:
+        return self.bundle.sha256_of(f"cells/{cell_id}/{name}")
+
+    def _write_weights(self, cell_id: str, made: Path) -> None:
+        (made / WEIGHTS_NAME).parent.mkdir(parents=True)
+        self.bundle.copy(f"cells/{cell_id}/{WEIGHTS_NAME}", made / WEIGHTS_NAME)
+
     def _write(self, entry: BundledCell, staging: Path) -> None:
-        """Put the cell's files together, where nobody sees them yet."""
+        """Put the cell's files together, where nobody sees them yet. A card is made from records anew."""
         made = staging / entry.cell_id
         made.mkdir()
         bundle = self.bundle
-        for name in sorted(bundle.files(entry.cell_id)):
+        for name in sorted(set(bundle.files(entry.cell_id)) - {WEIGHTS_NAME, CARD_NAME}):
             write_file(made / name, self._read(entry.cell_id, name))
+        if WEIGHTS_NAME in bundle.files(entry.cell_id):
+            self._write_weights(entry.cell_id, made)
         harness = bundle.manifest.harness
         origin = Origin(
             bundle=bundle.name,
@@ -189,6 +214,11 @@ class _Merge:
             if why:
                 absent.add(cell_id)
                 self.outcomes[cell_id] = Outcome(entry=cell_id, result="refused", why=why)
+        for cell_id in self.added:
+            out = self.cells / cell_id / WEIGHTS_NAME
+            out.parent.mkdir(exist_ok=True)
+            os.rename(staging / cell_id / WEIGHTS_NAME, out)
+            sync_folder(out.parent)
         sync_folder(self.cells)
 
 

@@ -13,7 +13,12 @@ from itertools import product
 from typing import Any, Literal
 
 from benchmark.cost import evaluation_flops, nearest_neighbour_flops, token_classification_flops
-from benchmark.equal_compute import check_equal_compute, pretraining_flops, resolve_method
+from benchmark.equal_compute import (
+    check_equal_compute,
+    pretraining_flops,
+    resolve_method,
+    resolve_tokenizer,
+)
 from benchmark.selection import Selection, select
 from methods import method_spec
 from protocols.errors import HarnessError
@@ -21,7 +26,6 @@ from protocols.frozen import digest_of
 from protocols.recipes import NearestNeighbours, TokenClassification
 from protocols.schema import Protocol, slice_values
 from protocols.views import ViewCells
-from tokenizers import list_tokenizers, tokenizer_spec
 
 Stage = Literal["tokenise", "pretrain", "finetune", "linear-probe", "knn", "token-classification"]
 STAGES: tuple[Stage, ...] = (
@@ -168,14 +172,18 @@ def _everything(protocol: Protocol, selection: Selection) -> list[ViewCells]:
 
 
 def _cells_of(protocol: Protocol, view: str, selection: Selection) -> Iterator[ViewCells]:
-    """What `view` names, and methods of plug-ins that join it."""
+    """What `view` names, and methods and tokenizers of plug-ins that join it."""
     found = protocol.views[view]
     yield from found.cells
     if found.takes_plugins:
         beside = next(cells for cells in found.cells if cells.methods and cells.tokenizers)
+        joining = [name for name in selection.tokenizers if name not in protocol.names("tokenizers")]
+        if joining:
+            yield beside.model_copy(update={"tokenizers": tuple(joining)})
+        all_of_them = beside.model_copy(update={"tokenizers": (*beside.tokenizers, *joining)})
         for method in selection.methods:
             if method not in protocol.names("methods"):
-                yield beside.taken_by(method, uses_tokens=method_spec(method).uses_tokens)
+                yield all_of_them.taken_by(method, uses_tokens=method_spec(method).uses_tokens)
 
 
 def _narrowed(cells: ViewCells, selection: Selection) -> ViewCells | None:
@@ -264,15 +272,16 @@ class _Planner:
 
     def tokenise(self, tokenizer: str, part: str | None = None) -> str:
         """Tokens of the pre-training images, or of another part with the tokenizer fitted on those."""
-        config: Mapping[str, Any] = self.protocol.tokenizers[tokenizer]
-        if tokenizer in list_tokenizers():  # of others nothing is known but what the protocol says
-            config = tokenizer_spec(tokenizer).resolve(config)
+        config = resolve_tokenizer(self.protocol, tokenizer)
+        slices = self._slices("data", *(name for name in [f"tokenizer:{tokenizer}"] if name in self.digests))
+        if len(slices) == 1:  # a plug-in's, that the protocol does not list: all of its values are its own
+            slices += ((f"tokenizer:{tokenizer}", digest_of(config)),)
         return self._add(
             Cell(
                 stage="tokenise",
                 part=part,
                 tokenizer=tokenizer,
-                slices=self._slices("data", f"tokenizer:{tokenizer}"),
+                slices=slices,
                 hyperparameters=tuple(sorted(config.items())),
                 parents=() if part is None else (self.tokenise(tokenizer),),
             )

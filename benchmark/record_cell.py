@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from benchmark import provenance
+from benchmark.imported import Imports, is_imported
 from benchmark.layout import ATTEMPTS_NAME, cell_folder
 from benchmark.plan import Cell
+from benchmark.plugins import plugin_of
 from benchmark.runtime import Runtime
 from benchmark.survey import present_sources
 from leaderboard.record import (
@@ -26,8 +28,10 @@ from leaderboard.record import (
     read_record,
     write_record,
 )
+from methods import method_spec
 from protocols.files import append_line
 from protocols.schema import Protocol, slice_values
+from tokenizers import list_tokenizers, tokenizer_spec
 
 if TYPE_CHECKING:
     from benchmark.stage import StageResult
@@ -105,13 +109,18 @@ def write_cell_record(
     folder = cell_folder(work_dir, protocol.name, cell.id)
     data = protocol.data
     deviations = _deviations(cell, protocol, work_dir)
+    compliance = Compliance(status="modified" if deviations else "clean", deviations=deviations)
+    resolved = resolved_values(cell, protocol)
+    if is_imported(cell.method):
+        resolved["checkpoint"], known = Imports(work_dir=work_dir, protocol=protocol.name).stated(cell)
+        compliance = Compliance(status="imported", deviations=(*known, *deviations))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     record = Record(
         cell_id=cell.id,
         stage=cell.stage,
         protocol=ProtocolUse(name=protocol.name, version=protocol.version, slices=dict(cell.slices)),
-        resolved=resolved_values(cell, protocol),
-        compliance=Compliance(status="modified" if deviations else "clean", deviations=deviations),
+        resolved=resolved,
+        compliance=compliance,
         method=_method(cell, sources),
         tokenizer=_tokenizer(cell, protocol, work_dir, result, sources),
         trunk=cell.trunk,
@@ -144,7 +153,11 @@ def write_cell_record(
 
 def resolved_values(cell: Cell, protocol: Protocol) -> dict[str, dict[str, Any]]:
     """Every value that moves this cell's numbers: its slices and its method's hyperparameters."""
-    resolved = {name: dict(protocol.slice(name)) for name, _ in cell.slices}
+    of_plugin = f"tokenizer:{cell.tokenizer}" if cell.tokenizer not in protocol.tokenizers else ""
+    resolved = {
+        name: dict(cell.hyperparameters if name == of_plugin else protocol.slice(name))
+        for name, _ in cell.slices
+    }
     if cell.pretraining:
         resolved["pretraining"] = slice_values(protocol.pretraining_with(dict(cell.pretraining)))
     if cell.stage != "tokenise":
@@ -173,7 +186,16 @@ def _deviations(cell: Cell, protocol: Protocol, work_dir: Path) -> tuple[str, ..
 def _method(cell: Cell, sources: Mapping[str, str]) -> MethodUse | None:
     if cell.method is None:
         return None
-    return MethodUse(name=cell.method, source_digest=sources[f"method:{cell.method}"])
+    if is_imported(cell.method):
+        return MethodUse(name=cell.method, source_digest="")
+    spec = method_spec(cell.method)
+    plugin = plugin_of(spec.origin)
+    return MethodUse(
+        name=cell.method,
+        source_digest=sources[f"method:{cell.method}"],
+        title=spec.title if plugin else "",
+        plugin=plugin,
+    )
 
 
 def _tokenizer(
@@ -183,14 +205,15 @@ def _tokenizer(
     if cell.tokenizer is None:
         return None
     code = sources.get(f"tokenizer:{cell.tokenizer}", "")
+    plugin = plugin_of(tokenizer_spec(cell.tokenizer).origin) if cell.tokenizer in list_tokenizers() else ""
     if cell.stage == "tokenise" and result is not None and result.tokenizer is not None:
-        return result.tokenizer.model_copy(update={"source_digest": code})
+        return result.tokenizer.model_copy(update={"source_digest": code, "plugin": plugin})
     if result is not None and result.tokenizer is not None:
         return result.tokenizer
     for record in _parent_records(cell, protocol, work_dir).values():
         if record is not None and record.tokenizer is not None:
             return record.tokenizer
-    return TokenizerUse(name=cell.tokenizer, source_digest=code)
+    return TokenizerUse(name=cell.tokenizer, source_digest=code, plugin=plugin)
 
 
 def _parents(cell: Cell, protocol: Protocol, work_dir: Path) -> dict[str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from methods import list_methods, method_spec
+from methods import broken_methods, list_methods, method_spec
 from methods.specs import BUILT_IN
 from protocols.errors import HarnessError, unknown
 from protocols.schema import Protocol
+from tokenizers import broken_tokenizers, list_tokenizers, tokenizer_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def select(
     asked for and that those lack; from all that are no study if every evaluation is asked for. `views` all
     takes every view, studies too; none takes every combination of the names instead, whatever the views hold.
     Raises HarnessError, naming the nearest known one, for a name that neither the protocol defines nor, for
-    methods, a plug-in or the harness.
+    methods, a plug-in or the harness, nor, for tokenizers, a plug-in.
     """
     narrowed: set[str] = set()
     listed = protocol.names("methods")
@@ -61,19 +62,25 @@ def select(
         if kind == "methods":
             known = tuple(dict.fromkeys([*known, *list_methods()]))
             meant["all-known"] = (*listed, *plugins)
+        if kind == "tokenizers":
+            known = tuple(dict.fromkeys([*known, *_tokenizers_of_plugins()]))
         lowered = [name.lower() for name in names]
         if not meant.keys() & set(lowered):
             narrowed.add(kind)
         given = [each for name in lowered for each in meant.get(name, (name,))]
         for name in given:
             if name not in known:
+                _check_broken(kind, name)
                 raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, [*known, *meant])
         return tuple(dict.fromkeys(given))
 
     asked = protocol.defaults.evaluations if evaluations is None else chosen("evaluations", evaluations)
     chosen_methods = chosen("methods", methods)
+    chosen_tokenizers = chosen("tokenizers", tokenizers)
     if views is None:
-        chosen_views = _default_views(protocol, None if evaluations is None else asked, chosen_methods)
+        chosen_views = _default_views(
+            protocol, None if evaluations is None else asked, chosen_methods, chosen_tokenizers
+        )
     else:
         chosen_views = _chosen_views(protocol, [name.lower() for name in views])
     picked = tuple(dict.fromkeys(protocol.defaults.seeds if seeds is None else seeds))
@@ -81,13 +88,25 @@ def select(
         raise HarnessError(f"seeds are 0 or more, got {min(picked)}")
     return Selection(
         methods=chosen_methods,
-        tokenizers=chosen("tokenizers", tokenizers),
+        tokenizers=chosen_tokenizers,
         trunks=chosen("trunks", trunks),
         evaluations=asked,
         seeds=picked,
         views=chosen_views,
         narrowed=frozenset(narrowed),
     )
+
+
+def _tokenizers_of_plugins() -> list[str]:
+    return [name for name in list_tokenizers() if tokenizer_spec(name).origin != BUILT_IN]
+
+
+def _check_broken(kind: str, name: str) -> None:
+    """HarnessError, with the reason, for what an installed package promises and cannot give."""
+    if kind == "methods" and name in broken_methods():
+        method_spec(name)
+    if kind == "tokenizers" and name in broken_tokenizers():
+        tokenizer_spec(name)
 
 
 def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
@@ -103,9 +122,12 @@ def _chosen_views(protocol: Protocol, names: list[str]) -> tuple[str, ...]:
 
 
 def _default_views(
-    protocol: Protocol, asked: tuple[str, ...] | None, methods: tuple[str, ...]
+    protocol: Protocol,
+    asked: tuple[str, ...] | None,
+    methods: tuple[str, ...],
+    tokenizers: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """The views that an absent --views means, for `methods` and, by name, the evaluations `asked`."""
+    """What an absent --views means, for `methods`, `tokenizers` and, by name, the evaluations `asked`."""
     tables = [name for name, view in protocol.views.items() if view.cells and not view.is_study]
     if protocol.defaults.views is None or set(asked or ()) == set(protocol.names("evaluations")):
         return tuple(tables)
@@ -116,7 +138,10 @@ def _default_views(
 
     lacking = set(asked or ()) - held("evaluations", found)
     lacking_methods = set(methods) - held("methods", found)
-    has_plugins = not lacking_methods <= set(protocol.names("methods"))
+    has_plugins = not (
+        lacking_methods <= set(protocol.names("methods"))
+        and set(tokenizers) <= set(protocol.names("tokenizers"))
+    )
     for name in tables:
         if (
             lacking & held("evaluations", [name])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmark.file_lock import owner_of, try_lock
+from benchmark.imported import is_imported
 from benchmark.inputs import Missing, missing_inputs
 from benchmark.layout import BEGUN_NAME, CHECKPOINTS_NAME, LOCK_NAME, cell_folder, has_progress
 from benchmark.metrics import newest_metrics
@@ -25,6 +26,9 @@ State = Literal["done", "stale", "running", "resumable", "to do", "blocked", "fa
 STATES: tuple[State, ...] = (
     "done", "stale", "running", "resumable", "to do", "blocked", "failed", "damaged",
 )  # fmt: skip
+
+# Kept to go on from, or to read elsewhere: what is made from a pre-training takes its trunk alone.
+READ_BY_NO_CELL = "checkpoints/method.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,19 +197,22 @@ def _unbundled_files(parents: Sequence[CellState], work_dir: Path, protocol: Pro
     for parent in parents:
         folder = cell_folder(work_dir, protocol.name, parent.cell.id)
         lost = missing_artefacts(parent.record, folder) if parent.record and parent.is_merged else []
+        lost = [name for name in lost if name != READ_BY_NO_CELL]
         if lost and parent.state in ("done", "stale"):
             found[parent.cell.id] = Missing(
-                f"cell {parent.cell.id} was merged from a bundle, which holds no weights and no tokens: "
-                f"{', '.join(lost)}",
-                "put the files there, as its makers have them (under the work dir, or in the cell's "
-                f"folder), or delete {folder}: then this run makes the cell itself",
+                f"cell {parent.cell.id} was merged from a bundle that came without {', '.join(lost)}",
+                "put the files there, as its makers have them (under the work dir, or in the cell's folder; "
+                f"weights come in a bundle that was written with --weights), or delete {folder}: then this "
+                "run makes the cell itself",
             )
     return found
 
 
 def begun_with(cell: Cell, sources: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, str]:
     """What a training of `cell` is begun with: digests of its method's code and of its parents' files."""
-    code = {f"method:{cell.method}": sources[f"method:{cell.method}"]} if cell.method else {}
+    # Of weights from elsewhere no code is known.
+    has_code = cell.method is not None and not is_imported(cell.method)
+    code = {f"method:{cell.method}": sources[f"method:{cell.method}"]} if has_code else {}
     return code | {f"parent:{parent}": parents[parent] for parent in cell.parents if parent in parents}
 
 

@@ -1,10 +1,14 @@
-"""A bundle: records and predictions of one protocol in one plain tar file, for another lab to merge.
+"""A bundle: what a board of one protocol is made of, in one plain tar file, for another lab to merge.
 
     manifest.json                       what made it, every cell, and size and SHA-256 of every file below
     protocol.json                       the protocol's slices, every value resolved
     cells/<cell id>/record.json
     cells/<cell id>/predictions.npz     of evaluations
     cells/<cell id>/metrics.jsonl       of cells that have one
+    cells/<cell id>/card.md             of pre-trainings and tokenizers, for people; since version 2, as are
+    cells/<cell id>/checkpoints/backbone.safetensors    of pre-trainings, if asked for
+    configuration.yaml                  the protocol's file, every value with its source
+    plugins/<name>.txt                  the text of plug-ins, if asked for; nothing ever runs it
 
 The bytes follow from the files alone: members are sorted, all have the same owner, mode and time, and
 nothing is compressed. What does not read exactly so was damaged, or made by something else, and is refused
@@ -24,19 +28,28 @@ from typing import IO, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from leaderboard.cards import CARD_NAME
 from leaderboard.origins import PassedThrough, Sha256
 from leaderboard.record import Git
 from protocols.errors import HarnessError
 from protocols.files import sha256_of_file
 from protocols.frozen import Frozen, Name, NonNegativeInt, PositiveInt, digest_of
 
-MANIFEST, PROTOCOL = "manifest.json", "protocol.json"
+MANIFEST, PROTOCOL, CONFIGURATION = "manifest.json", "protocol.json", "configuration.yaml"
 METRICS_NAME = "metrics.jsonl"
+WEIGHTS_NAME = "checkpoints/backbone.safetensors"
 CELL_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,139}"
-CELL_PATH = rf"^cells/{CELL_ID}/(record\.json|predictions\.npz|metrics\.jsonl)$"
+CELL_FILES = r"record\.json|predictions\.npz|metrics\.jsonl|card\.md|checkpoints/backbone\.safetensors"
+CELL_PATH = rf"^cells/{CELL_ID}/({CELL_FILES})$"
+PLUGIN_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
+OWN_PATH = rf"^(protocol\.json|configuration\.yaml|plugins/{PLUGIN_NAME}\.txt)$"
 MAX_MANIFEST_BYTES = 32 * 1024**2
 MAX_MEMBER_BYTES = 64 * 1024**2
-MAX_BUNDLE_BYTES = 4 * 1024**3
+# Weights alone may be larger: those of a ViT-B are 0.35 GB.
+MAX_WEIGHTS_BYTES = 2 * 1024**3
+MAX_BUNDLE_BYTES = 4 * 1024**3  # but for weights
+MAX_FILE_BYTES = 256 * 1024**3
+_CHUNK = 1024**2
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a link", tarfile.DIRTYPE: "a folder",
@@ -45,9 +58,24 @@ _KINDS = {
 
 
 class BundledFile(Frozen):
-    path: Annotated[str, Field(pattern=rf"{CELL_PATH}|^protocol\.json$")]
+    path: Annotated[str, Field(pattern=rf"{CELL_PATH}|{OWN_PATH}")]
     size: NonNegativeInt
     sha256: Sha256
+
+    @property
+    def cell_id(self) -> str:
+        """The cell that the file is of; empty for one of the bundle itself."""
+        return self.path.split("/")[1] if self.path.startswith("cells/") else ""
+
+    @property
+    def name(self) -> str:
+        """Its path in the folder of its cell, or in the bundle."""
+        return self.path.split("/", 2)[2] if self.cell_id else self.path
+
+    @property
+    def is_weights(self) -> bool:
+        """True for the one kind of file that may be large, and is never held in memory."""
+        return bool(self.cell_id) and self.name == WEIGHTS_NAME
 
 
 class BundledCell(Frozen):
@@ -85,10 +113,13 @@ class Harness(Frozen):
 
 
 class Manifest(Frozen):
-    """What a bundle holds. `cells` and `files` are sorted; `digest` is over all the other fields."""
+    """What a bundle holds. `cells` and `files` are sorted; `digest` is over all the other fields.
+
+    Version 1 held records, predictions, metrics and protocol.json alone.
+    """
 
     format: Literal["fair-mim bundle"] = "fair-mim bundle"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     harness: Harness
     protocol: BundledProtocol
     cells: Annotated[tuple[BundledCell, ...], Field(strict=False)]
@@ -111,9 +142,13 @@ class Manifest(Frozen):
         if paths != sorted(set(paths)) or ids != sorted(set(ids)):
             return "it names a file or a cell twice, or out of order"
         known = set(ids)
-        stray = [path for path in paths if path != PROTOCOL and path.split("/")[1] not in known]
+        stray = [one.path for one in self.files if one.cell_id and one.cell_id not in known]
         if stray or PROTOCOL not in paths:
             return f"it names {stray[0]} of no cell" if stray else f"it names no {PROTOCOL}"
+        newer = [one.path for one in self.files if one.name in (CARD_NAME, WEIGHTS_NAME, CONFIGURATION)
+                 or one.name.startswith("plugins/")]  # fmt: skip
+        if newer and self.format_version == 1:
+            return f"it is of version 1, and names {newer[0]}"
         return ""
 
     def _digest(self) -> str:
@@ -158,9 +193,8 @@ class Bundle:
         self._stated = {one.path: one for one in manifest.files}
         self._files: dict[str, list[str]] = {}
         for one in manifest.files:
-            if one.path != PROTOCOL:
-                _, cell_id, name = one.path.split("/")
-                self._files.setdefault(cell_id, []).append(name)
+            if one.cell_id:
+                self._files.setdefault(one.cell_id, []).append(one.name)
         self._offsets, self.faults = _index(stream, manifest, start=start, size=size)
 
     def files(self, cell_id: str) -> tuple[str, ...]:
@@ -168,7 +202,19 @@ class Bundle:
         return tuple(self._files.get(cell_id, ()))
 
     def read(self, path: str) -> bytes:
-        """A member's bytes. HarnessError if they are missing, or not those that the manifest names."""
+        """A member's bytes. HarnessError if they are missing, or not those that the manifest names.
+
+        For all but weights, which are copied.
+        """
+        return b"".join(self._chunks(path))
+
+    def copy(self, path: str, out: Path) -> None:
+        """Write a member into the new file `out`, piece by piece. HarnessError as of `read`."""
+        with out.open("xb") as stream:
+            for chunk in self._chunks(path):
+                stream.write(chunk)
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
         stated = self._stated[path]
         if path not in self._offsets:
             missing = "is missing: the bundle was cut short or changed"
@@ -176,11 +222,24 @@ class Bundle:
                 f"{path} {next((one.why for one in self.faults if one.entry == path), missing)}"
             )
         self._stream.seek(self._offsets[path])
-        content = self._stream.read(stated.size)
-        found = hashlib.sha256(content).hexdigest()
-        if found != stated.sha256:
-            raise HarnessError(f"{path} is damaged: SHA-256 {found}, the manifest names {stated.sha256}")
-        return content
+        digest, left = hashlib.sha256(), stated.size
+        while left and (chunk := self._stream.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+            yield chunk
+        if digest.hexdigest() != stated.sha256:
+            raise HarnessError(
+                f"{path} is damaged: SHA-256 {digest.hexdigest()}, the manifest names {stated.sha256}"
+            )
+
+    def verify(self, path: str) -> None:
+        """HarnessError as of `read`; keeps nothing."""
+        for _ in self._chunks(path):
+            pass
+
+    def sha256_of(self, path: str) -> str:
+        """The digest that the manifest states of a member; held against its bytes where they are read."""
+        return self._stated[path].sha256
 
     def protocol_slices(self) -> dict[str, Any]:
         """The slices that it was written under, by name. HarnessError unless they are the manifest's."""
@@ -209,18 +268,23 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
         size = path.stat().st_size
         if not path.is_file():
             raise HarnessError(f"{path} is no file; give bundles, as `bundle` writes them")
-        if size > MAX_BUNDLE_BYTES:
-            raise HarnessError(
-                f"{path}: {size:,} bytes is too large for a bundle, which has {MAX_BUNDLE_BYTES:,} at most; "
-                "have it split with `bundle --cells`"
-            )
+        _check_size(path, size, most=MAX_FILE_BYTES)
         stream = path.open("rb")
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read: {error.strerror}") from None
     with stream:
         manifest, start = _read_manifest(path, stream)
+        _check_size(path, size, most=MAX_BUNDLE_BYTES + sum(f.size for f in manifest.files if f.is_weights))
         digest = sha256_of_file(path)
         yield Bundle(path, stream, sha256=digest, manifest=manifest, start=start, size=size)
+
+
+def _check_size(path: Path, size: int, *, most: int) -> None:
+    if size > most:
+        raise HarnessError(
+            f"{path}: {size:,} bytes is too large for a bundle, which has {most:,} at most; "
+            "have it split with `bundle --cells`"
+        )
 
 
 def _read_manifest(path: Path, stream: IO[bytes]) -> tuple[Manifest, int]:
@@ -327,6 +391,7 @@ def _member_fault(
     size = stated[member.name].size
     if member.size != size:
         return f"has {member.size:,} bytes, the manifest names {size:,}"
-    if size > MAX_MEMBER_BYTES:
-        return f"has {size:,} bytes, and a file of a bundle has {MAX_MEMBER_BYTES:,} at most"
+    most = MAX_WEIGHTS_BYTES if stated[member.name].is_weights else MAX_MEMBER_BYTES
+    if size > most:
+        return f"has {size:,} bytes, and such a file of a bundle has {most:,} at most"
     return "" if block == member_header(member.name, size) else "has a header that `bundle` does not write"

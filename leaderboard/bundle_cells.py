@@ -14,7 +14,8 @@ import numpy as np
 from numpy.lib import format as npy
 from pydantic import ValidationError
 
-from leaderboard.bundle import MAX_MEMBER_BYTES, METRICS_NAME
+from leaderboard.bundle import MAX_MEMBER_BYTES, METRICS_NAME, WEIGHTS_NAME
+from leaderboard.cards import CARD_NAME
 from leaderboard.origins import record_digest
 from leaderboard.predictions import predictions_of
 from leaderboard.record import MAX_RECORD_BYTES, PREDICTIONS_NAME, RECORD_NAME, Record, digest_fault
@@ -30,12 +31,19 @@ _ABSOLUTE_PATH = re.compile(rb"(?<![\w.:/-])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
 
 def check_cell(
-    cell_id: str, *, protocol: str, names: Collection[str], read: Callable[[str], bytes], ids_of: IdsOf
+    cell_id: str,
+    *,
+    protocol: str,
+    names: Collection[str],
+    read: Callable[[str], bytes],
+    sha256_of: Callable[[str], str],
+    ids_of: IdsOf,
 ) -> Record:
     """The record of the cell whose files `names` are, once all of them agree.
 
-    `read` gives a file's bytes by its name; `ids_of` the ids that the cell of a record may have. Raises
-    HarnessError with what does not match.
+    `read` gives a file's bytes by its name, and `sha256_of` the digest that its bytes have, or must have to
+    be taken; `ids_of` the ids that the cell of a record may have. Raises HarnessError with what does not
+    match.
     """
     if RECORD_NAME not in names:
         raise HarnessError(f"it has no {RECORD_NAME}")
@@ -76,11 +84,16 @@ def check_cell(
         predictions_of(predictions, record, path=Path(PREDICTIONS_NAME), remedy="it cannot be used")
     elif "top1_percent" in record.metrics:
         raise HarnessError(f"{RECORD_NAME} states an accuracy without the predictions that it comes from")
-    if METRICS_NAME in names:
+    for name in {METRICS_NAME, CARD_NAME}.intersection(names):
         try:
-            read(METRICS_NAME).decode()
+            read(name).decode()
         except UnicodeDecodeError as error:
-            raise HarnessError(f"{METRICS_NAME} is no text: {error}") from None
+            raise HarnessError(f"{name} is no text: {error}") from None
+    if WEIGHTS_NAME in names and record.artefacts.get(WEIGHTS_NAME) != sha256_of(WEIGHTS_NAME):
+        raise HarnessError(
+            f"{WEIGHTS_NAME}: SHA-256 {sha256_of(WEIGHTS_NAME)}, {RECORD_NAME} names "
+            f"{record.artefacts.get(WEIGHTS_NAME, 'no such file')}"
+        )
     return record
 
 

@@ -60,7 +60,10 @@ class EvaluationComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class RowComparison:
-    """Two rows by name, what they differ in by name, and each evaluation that both were measured in."""
+    """Two rows by name, what they differ in by name, and each evaluation that both were measured in.
+
+    `untokenised` is the row that was pre-trained without a tokenizer beside one that has one; else empty.
+    """
 
     title: str
     a: str
@@ -68,6 +71,7 @@ class RowComparison:
     differ_in: tuple[str, ...]
     evaluations: tuple[EvaluationComparison, ...]
     only_in_one: tuple[str, ...]
+    untokenised: str = ""
 
 
 def compare_rows(
@@ -100,7 +104,7 @@ def compare_rows(
     names = (row_name(keys[0]), row_name(keys[1]))
     common = [name for name in rows[0] if name in rows[1] and (not asked or name in asked)]
     if not common:
-        raise HarnessError(_nothing_common(names, rows, asked, keys, protocol, start))
+        raise HarnessError(_nothing_common(names, rows, asked, keys, protocol, board, start))
     _check_alike(names, [{name: row[name] for name in common} for row in rows], keys)
     images = CorrectImages(predictions)
     compared = _adjusted([_compared(name, rows[0][name], rows[1][name], images) for name in common], names)
@@ -115,7 +119,19 @@ def compare_rows(
         differ_in=tuple("tried values" if name == "variant" else name for name in sorted(fields)),
         evaluations=tuple(compared),
         only_in_one=tuple(one_sided),
+        untokenised=_untokenised(names, keys, rows),
     )
+
+
+def _untokenised(
+    names: Sequence[str], keys: Sequence[RowKey], rows: Sequence[Mapping[str, Mapping[int, Run]]]
+) -> str:
+    """The one of two rows that alone has no tokenizer, if it was pre-trained."""
+    if bool(keys[0].tokenizer) == bool(keys[1].tokenizer) or not keys[0].method:
+        return ""
+    place = 0 if not keys[0].tokenizer else 1
+    runs = (run for row in rows[place].values() for run in row.values())
+    return names[place] if any(run.pretraining is not None for run in runs) else ""
 
 
 def _evaluation(protocol: Protocol, name: str) -> str:
@@ -141,7 +157,7 @@ def _measured(board: Board, key: RowKey, protocol: Protocol, start: str) -> dict
     apart = ", ".join(f"{count} {standing}" for standing, count in standings.items())
     why = f"nothing of {row_name(key)} stands on the board" + (f" ({apart})" if apart else "")
     redo = " --redo-stale" if standings["stale"] else ""
-    raise HarnessError(f"{why}; measure it with: {row_command(key, protocol, start=start)}{redo}")
+    raise HarnessError(f"{why}; measure it with: {row_command(key, protocol, board, start=start)}{redo}")
 
 
 def _nothing_common(
@@ -150,13 +166,15 @@ def _nothing_common(
     asked: Sequence[str],
     keys: Sequence[RowKey],
     protocol: Protocol,
+    board: Board,
     start: str,
 ) -> str:
     has = "; ".join(f"{name} was measured by {', '.join(row)}" for name, row in zip(names, rows, strict=True))
     wanted = f"{', '.join(asked)} of both" if asked else "an evaluation of both"
     missing = list(asked) or list(rows[0])
     lacking = [key for key, row in zip(keys, rows, strict=True) if not any(name in row for name in missing)]
-    command = f"{row_command((lacking or keys)[0], protocol, start=start)} --evaluations {' '.join(missing)}"
+    command = row_command((lacking or keys)[0], protocol, board, start=start)
+    command += f" --evaluations {' '.join(missing)}"
     return f"the board does not have {wanted}: {has}; measure what is missing with: {command}"
 
 

@@ -25,6 +25,11 @@ def to_text(comparison: RowComparison, *, width: int = 80) -> str:
         "percentage points. Each level is adjusted after Holm over its tests on this page; a pair that was "
         "picked from a table needs the table's own adjustment, which the board has.",
     ]
+    if comparison.untokenised:
+        paragraphs.append(
+            f"{comparison.untokenised} is pre-trained without a tokenizer: its targets are made from the "
+            "images and are part of the method, so a difference is one of method and targets together."
+        )
     for one in comparison.evaluations:
         paragraphs += _evaluation(one)
     if comparison.only_in_one:

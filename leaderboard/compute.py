@@ -248,11 +248,13 @@ def _is_drawn(key: RowKey) -> bool:
 def _panels(keys: Sequence[RowKey], runs: RowRuns, evaluation: str) -> list[ScatterPanel]:
     panels = []
     floor = next((runs.mean(key, evaluation) for key in keys if key.method == SCRATCH), None)
-    for tokenizer in dict.fromkeys(key.tokenizer for key in keys if key.method != SCRATCH):
+    tokenizers = dict.fromkeys(key.tokenizer for key in keys if key.tokenizer)
+    # Methods without a tokenizer stand beside those of every tokenizer.
+    for tokenizer in tokenizers or [""]:
         spots = [
             spot
             for key in keys
-            if key.tokenizer == tokenizer and (spot := _spot(key, runs, evaluation)) is not None
+            if key.tokenizer in (tokenizer, "") and (spot := _spot(key, runs, evaluation)) is not None
         ]
         if len(spots) > 1:
             front = pareto_front([(spot.x, spot.y) for spot in spots])
@@ -266,6 +268,7 @@ def _spot(key: RowKey, runs: RowRuns, evaluation: str) -> Spot | None:
         return None
     return Spot(
         method=key.method,
+        has_tokens=bool(key.tokenizer),
         x=flops,
         y=mean,
         lowest=min(tops),
@@ -296,6 +299,10 @@ def _figure(panels: Sequence[ScatterPanel], evaluation: str, trunk: str, *, seed
         f"{_marks_in_words(panels)} Grey line: the rows that no other beats at the same or fewer FLOPs "
         f"(Pareto); it joins means, and {support}."
     )
+    alone = dict.fromkeys(spot.method for panel in panels for spot in panel.spots if not spot.has_tokens)
+    if alone and any(panel.title for panel in panels):
+        names = ", ".join(map(method_name, alone))
+        caption += f" {names}: without a tokenizer, and so the same in every panel."
     if any(panel.floor is not None for panel in panels):
         caption += " Dashed, or in words where it lies far below: without pre-training."
     words = "; ".join(

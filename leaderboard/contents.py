@@ -15,6 +15,8 @@ from leaderboard.compute import compute_section
 from leaderboard.fairness import left_out, prove
 from leaderboard.fairness_section import fairness_section
 from leaderboard.figures import probe_figure, table_figures
+from leaderboard.further_rows import shown_views
+from leaderboard.imported_view import imported_section
 from leaderboard.in_short import Sentence, in_short
 from leaderboard.learning_curves import learning_curve_section
 from leaderboard.origins import Origin, origin_notes, origins
@@ -26,7 +28,7 @@ from leaderboard.sensitivity import sensitivity_section
 from leaderboard.sheets import GALLERY_NAME, Gallery, read_gallery, stores_of
 from leaderboard.tables import Board
 from leaderboard.view_table import ViewTable
-from leaderboard.views import view_tables, views_sections
+from leaderboard.views import not_run_note, view_tables, views_sections
 from protocols.schema import Protocol
 
 
@@ -78,10 +80,11 @@ def collect(
         compute_section(board, protocol, tables, left_out=apart),
         sensitivity_section(board, protocol, tables, left_out=apart),
         learning_curve_section(board, folder / "cells"),
+        imported_section(board.imported),
     ]
     views = {section.name: section for section in (*views_sections(tables), *recipe_sections(protocol))}
     # A recipe has no places, but a place among the views.
-    ordered = [views[name] for name in protocol.views if name in views]
+    ordered = [views[name] for name in dict.fromkeys([*protocol.views, *views]) if name in views]
     titled = [replace(one, title=view_title(one.name, one.title)) for one in ordered]
     is_shown = any(len(table.frame) and table.frame["mean"].notna().any() for table in tables)
     figures = table_figures(tables, protocol, left_out=apart) if is_shown else ()
@@ -94,9 +97,16 @@ def collect(
         figure=probe_figure(replace(board, rows=main_rows(board))),
         patterns=read_patterns(folder / "leaderboard" / PATTERNS_NAME, protocol, sources),
         gallery=read_gallery(folder / "leaderboard" / GALLERY_NAME, stores_of(board)),
-        notes=origin_notes(merged),
+        notes=(*origin_notes(merged), *(_of_untried_views(board, protocol) if is_shown else ())),
         merged=merged,
     )
+
+
+def _of_untried_views(board: Board, protocol: Protocol) -> Iterator[str]:
+    """What is said of the views that are no tables because none of their own methods was run."""
+    for shown in shown_views(board, protocol):
+        if shown.view is None:
+            yield not_run_note(shown, protocol)
 
 
 def with_figures(sections: Iterable[Section], figures: Sequence[Figure]) -> Iterator[Section]:

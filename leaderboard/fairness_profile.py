@@ -17,12 +17,14 @@ from leaderboard.fairness_record import (
     shown_field,
     shown_value,
 )
-from leaderboard.lineage import PRETRAIN, TOKENISE
+from leaderboard.lineage import PRETRAIN, SCRATCH, TOKENISE
 from leaderboard.record import Record
 from leaderboard.runs import RowKey, Run
 from protocols.frozen import canonical_json
 
 MEASURED, MADE_FROM = Scope("measured"), Scope("made from")
+# What was pre-trained without tokens has no token store among its stages, and cannot have one.
+MADE_WITHOUT_TOKENS = Scope("made from", "images alone")
 FEW = 3
 
 
@@ -111,10 +113,11 @@ class ProfileReader:
         measured = record.metrics.get(metric)
         if measured is not None:
             held[MEASURED] = self._one(f"metrics.{metric}.n", str(measured.n))
-        if record.tokenizer is not None:
+        if record.tokenizer is not None or run.pretraining is not None:
             # A stage under another name would be held to nothing.
             stages = sorted(" ".join(scope) for scope in shown)
-            held[MADE_FROM] = self._one("stages", canonical_json(stages))
+            made_from = MADE_FROM if record.tokenizer is not None else MADE_WITHOUT_TOKENS
+            held[made_from] = self._one("stages", canonical_json(stages))
         tried, untrue = _tried(run.key, held)
         return Profile(
             key=run.key,
@@ -156,7 +159,7 @@ class ProfileReader:
             if child.compliance.status != "clean" and run.standing != "modified":
                 changes = _few(child.compliance.deviations) or child.compliance.status
                 yield f"{child.cell_id} is not as the protocol has it: {changes}"
-        if record.tokenizer is not None and not (run.is_of_tokens or PRETRAIN in stages):
+        if PRETRAIN not in stages and _must_be_pretrained(run):
             yield f"no pre-training stands behind {record.cell_id}"
         if record.tokenizer is not None and TOKENISE not in stages:
             yield f"no tokens stand behind {record.cell_id}"
@@ -170,6 +173,15 @@ class ProfileReader:
                 yield f"{one.cell_id} is of trunk {one.trunk}, {record.cell_id} of {record.trunk}"
             if one.seed is not None and one.seed != record.seed:
                 yield f"{one.cell_id} is of seed {one.seed}, {record.cell_id} of {record.seed}"
+
+
+def _must_be_pretrained(run: Run) -> bool:
+    """True of every row but tokens alone and the random trunk, beside which a plug-in may bring another."""
+    if run.is_of_tokens:
+        return False
+    use = run.record.method
+    is_of_method = use is not None and use.name != SCRATCH and not use.plugin
+    return run.record.tokenizer is not None or is_of_method
 
 
 def _standing(run: Run) -> list[str]:

@@ -47,7 +47,10 @@ class CurvePanel:
 
 @dataclass(frozen=True, kw_only=True)
 class Spot:
-    """One row of a scatter; `is_hollow`: trained for other epochs than the protocol's."""
+    """One row of a scatter; `is_hollow`: trained for other epochs than the protocol's.
+
+    A row without tokens (`has_tokens`) stands in the panel of every tokenizer.
+    """
 
     method: str
     x: float
@@ -55,6 +58,7 @@ class Spot:
     lowest: float
     highest: float
     is_hollow: bool
+    has_tokens: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +160,7 @@ def _dodged(curve: Curve, panel: CurvePanel, methods: Sequence[str], *, is_log: 
 def _draw_curve(axes: Axes, curve: Curve, methods: Sequence[str]) -> None:
     look = look_of(curve.method, methods)
     if curve.is_thin:
-        axes.plot(curve.xs, curve.ys, color=look.colour, linewidth=1, zorder=3)
+        axes.plot(curve.xs, curve.ys, color=look.colour, linestyle=look.line, linewidth=1, zorder=3)
         # A mark now and then: lines that cross are told apart by it.
         step = max(1, len(curve.xs) // 6)
         offset = methods.index(curve.method) % step
@@ -165,8 +169,9 @@ def _draw_curve(axes: Axes, curve: Curve, methods: Sequence[str]) -> None:
         )
         return
     axes.plot(
-        curve.xs, curve.ys, marker=look.marker, color=look.colour, linewidth=1.3, markersize=5.5, zorder=4
-    )
+        curve.xs, curve.ys, marker=look.marker, color=look.colour, linestyle=look.line, linewidth=1.3,
+        markersize=5.5, zorder=4,
+    )  # fmt: skip
     for x, low, high in zip(curve.xs, curve.lows, curve.highs, strict=False):
         if low is not None and high is not None:
             axes.plot([x, x], [low, high], color=look.colour, linewidth=1, zorder=3)
@@ -194,7 +199,7 @@ def _key(drawing: Drawing, methods: Sequence[str], *, is_line: bool) -> None:
     entries: list[tuple[Any, str]] = []
     for method in methods:
         look = look_of(method, methods)
-        handle = Line2D([], [], color=look.colour, marker=look.marker, linestyle="-", markersize=5.5)
+        handle = Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, markersize=5.5)
         if not is_line:
             handle.set_linestyle("none")
         entries.append((handle, method_name(method)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from leaderboard.figure_style import ACCENT, INK, MUTED, RULE, blank, fitted, headed, labelled, text_width
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-ROW, HEADING = 0.265, 0.24  # inches: of a row, of a group's name
+ROW, HEADING, LINE = 0.265, 0.24, 0.12  # inches: of a row, of a group's name, of a further line of a label
 LABEL_SIZE, GROUP_SIZE = 9.0, 8.5
 LABEL_CHARACTERS, LABEL_WIDTH = 24, 1.7
 
@@ -67,8 +68,19 @@ def has_cut_interval(panel: DotPanel) -> bool:
 
 
 def _height(panel: DotPanel) -> float:
-    wrapped = sum(len(_wrapped(row.label).splitlines()) - 1 for row in panel.rows)
-    return ROW * len(panel.rows) + HEADING * len(_groups(panel)) + 0.12 * wrapped
+    lines = sum(map(_further_lines, panel.rows))
+    return ROW * len(panel.rows) + HEADING * _headings(panel) + LINE * lines
+
+
+def _headings(panel: DotPanel) -> int:
+    """How many names of groups stand above rows: one for each run of rows, and a group may have several."""
+    named = _groups(panel)
+    return sum(name in named for name, _ in groupby(row.group for row in panel.rows))
+
+
+def _further_lines(row: DotRow) -> int:
+    """How many lines its label has beyond the first."""
+    return len(_wrapped(row.label).splitlines()) - 1
 
 
 def _groups(panel: DotPanel) -> list[str]:
@@ -91,10 +103,13 @@ def _draw_panel(axes: Axes, panel: DotPanel) -> None:
                 style="italic", annotation_clip=False,
             )  # fmt: skip
         group = row.group
+        # A label of several lines stands beside the middle of its own room.
+        room = LINE / ROW * _further_lines(row)
+        height += room / 2
         _draw_row(axes, row, height, left=left, right=right)
         ticks.append(height)
         labels.append(_wrapped(row.label))
-        height += 1
+        height += 1 + room / 2
     axes.set_yticks(ticks, labels, color=INK, fontsize=LABEL_SIZE)
     # Room for the arrow of an interval that is cut.
     axes.tick_params(axis="y", pad=7)

@@ -91,5 +91,7 @@ def _draw_floors(axes: Axes, trunk_at: Mapping[float, str], floors: pd.Series) -
 
 def _label(row: pd.Series, several_trunks: bool) -> str:
     names = [method_label(row), row["tokenizer"], *([row["trunk"]] if several_trunks else [])]
+    # A method without a tokenizer has an empty one.
+    names = [name for name in names if name]
     # A name that is longer than the drawing would leave no room for it.
     return "  ".join(textwrap.shorten(clean(name), LONGEST_NAME, placeholder="\u2026") for name in names)

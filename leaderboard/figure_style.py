@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from leaderboard.sections import Figure
 
@@ -40,24 +40,41 @@ SETTINGS: Any = {
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a method looks in every figure; `variable` is the page's name for the colour."""
+    """How a method looks in every figure; `variable` is the page's name for the colour.
+
+    `line` is matplotlib's name for how its lines are drawn: a grey print tells three kinds apart by it.
+    """
 
     colour: str
     dark: str
     marker: str
     variable: str
+    line: Literal["-", "--", "-."] = "-"
 
 
-_LOOKS = (
+_PAPERS = (
     Look(colour="#0072b2", dark="#6cbdf0", marker="o", variable="--series-1"),
     Look(colour="#c4560a", dark="#f4985a", marker="s", variable="--series-2"),
     Look(colour="#14795a", dark="#45cba0", marker="D", variable="--series-3"),
     Look(colour="#a23f8a", dark="#e597cf", marker="^", variable="--series-4"),
     Look(colour="#846400", dark="#dcbf4c", marker="v", variable="--series-5"),
-    Look(colour="#4f52b8", dark="#a9acf2", marker="P", variable="--series-6"),
-    Look(colour="#7a4b36", dark="#cf9f88", marker="X", variable="--series-7"),
 )
-_OF_METHOD = dict(zip(("mim", "pim", "mapet", "beit", "cae"), _LOOKS, strict=False))
+_FURTHER = (
+    Look(colour="#9326ff", dark="#a06bff", marker="<", variable="--series-8", line="--"),
+    Look(colour="#4c1900", dark="#c6ff3d", marker="*", variable="--series-9", line="--"),
+    Look(colour="#d0103f", dark="#ff5468", marker=">", variable="--series-10", line="--"),
+)
+_OTHERS = (
+    Look(colour="#4f52b8", dark="#a9acf2", marker="P", variable="--series-6", line="-."),
+    Look(colour="#7a4b36", dark="#cf9f88", marker="X", variable="--series-7", line="-."),
+    Look(colour="#00405c", dark="#2f8fb0", marker="p", variable="--series-11", line="-."),
+    Look(colour="#7f9400", dark="#b0582a", marker="d", variable="--series-12", line="-."),
+)
+_LOOKS = (*_PAPERS, *_FURTHER, *_OTHERS)
+_OF_METHOD = {
+    **dict(zip(("mim", "pim", "mapet", "beit", "cae"), _PAPERS, strict=True)),
+    **dict(zip(("splitmask", "maskfeat", "beit-v2"), _FURTHER, strict=True)),
+}
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent"} | {
     look.colour: look.variable for look in _LOOKS
 }
@@ -65,11 +82,11 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def look_of(method: str, others: Sequence[str] = ()) -> Look:
-    """The look of `method`; those that the harness does not know share two, in the order of `others`."""
+    """The look of `method`; those of plug-ins share four, in the order of `others`."""
     if method in _OF_METHOD:
         return _OF_METHOD[method]
     unknown = [name for name in others if name not in _OF_METHOD]
-    return _LOOKS[len(_OF_METHOD) + (unknown.index(method) if method in unknown else 0) % 2]
+    return _OTHERS[(unknown.index(method) if method in unknown else 0) % len(_OTHERS)]
 
 
 def style_variables(*, dark: bool) -> str:

@@ -7,7 +7,7 @@ look and become files is said in leaderboard/figure_style.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = [
 # More rows than a reader compares by eye; the table has them all.
 MOST_ROWS = 60
 METRIC_NAMES = {"top1_percent": "top-1", "top5_percent": "top-5"}
+UNTOKENISED = "without a tokenizer"
 # The ratio follows from the cutting point, which names the row.
 _UNSAID_HEADERS = {"tokenizer", "reconstruction ratio"}
 
@@ -92,7 +93,7 @@ def _dots_figure(table: ViewTable, places: pd.DataFrame, evaluation: str, metric
         if not shown["mean"].notna().any():
             continue
         left_out += max(0, len(shown) - MOST_ROWS)
-        rows = tuple(_dot_row(table, place) for place in shown.head(MOST_ROWS).to_dict("records"))
+        rows = _grouped(_dot_row(table, place) for place in shown.head(MOST_ROWS).to_dict("records"))
         panels.append(DotPanel(title=clean(trunk) if len(trunks) > 1 else "", rows=rows))
     name = EVALUATION_NAMES.get(evaluation, clean(evaluation))
     measured = METRIC_NAMES.get(metric, clean(metric))
@@ -147,7 +148,7 @@ def _dot_row(table: ViewTable, place: Mapping[str, Any]) -> DotRow:
     return DotRow(
         # A row of tokens alone has nothing but its tokenizer.
         label=", ".join(parts) or group or clean(str(place["row_label"])),
-        group=group if parts and group != MISSING else "",
+        group=(UNTOKENISED if group == MISSING else group) if parts else "",
         mean=_known(place["mean"]),
         seeds=seed_values(place["seed_values"]),
         low=low,
@@ -155,6 +156,19 @@ def _dot_row(table: ViewTable, place: Mapping[str, Any]) -> DotRow:
         is_over_images=is_over_images,
         reported=_known(place["reported"]),
     )
+
+
+def _grouped(rows: Iterable[DotRow]) -> tuple[DotRow, ...]:
+    """The same rows; of those without a tokenizer the ones above all others need no heading.
+
+    Below, they would pass for rows of the tokenizer whose name stands over them.
+    """
+    named: list[DotRow] = []
+    is_first = True
+    for row in rows:
+        is_first &= row.group in ("", UNTOKENISED)
+        named.append(replace(row, group="") if is_first else row)
+    return tuple(named)
 
 
 def _known(value: Any) -> float | None:

@@ -150,6 +150,7 @@ def tokenizers_frame(
             "wall_seconds": record.cost.wall_seconds,
         }
         line |= {name: metric.value for name, metric in sorted(record.metrics.items())}
+        line |= {"plugin": record.tokenizer.plugin} if record.tokenizer.plugin else {}
         line["store"] = store_of(record)
         reason = "; ".join(stale.get(record.cell_id, ()))
         lines.append(line | {"stale_reason": reason, "cell_id": record.cell_id})
@@ -248,7 +249,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
         "compliance", "deviations", "differing_slices", "precision", "device", "hardware", "git_commit",
         "pretraining_precision", "pretraining_device", "pretraining_git_commit", "cell_id", "error", "log",
         "teacher", "data", "variant", "stale_reason", "store", "file", "sha256", "key", "pooling",
-        "reported_by",
+        "reported_by", "method_title", "plugin",
     }  # fmt: skip
     counts = {"seed", "images", "protocol_version", "codebook_size", "dead_codes"}
     kinds = {

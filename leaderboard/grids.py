@@ -21,6 +21,9 @@ DISPLAY_NAMES = {
     "mapet": "MaPeT",
     "beit": "BEiT",
     "cae": "CAE",
+    "splitmask": "SplitMask",
+    "maskfeat": "MaskFeat",
+    "beit-v2": "BEiT v2",
     SCRATCH: "scratch",
 }
 EVALUATION_NAMES = {
@@ -113,7 +116,7 @@ def tokenizer_grid(frame: pd.DataFrame) -> Grid:
     """One row per token store: its codebook, its teacher, the figures of its card."""
     fixed = {
         "tokenizer", "standing", "data", "codebook_size", "teacher", "wall_seconds", "stale_reason",
-        "store", "cell_id",
+        "store", "cell_id", "plugin",
     }  # fmt: skip
     # Figures that older records lack have their rows all the same.
     cards = [*CARD_METRICS, *sorted(set(frame) - fixed - set(CARD_METRICS))]
@@ -228,9 +231,11 @@ def cell_name(row: Any) -> str:
 
 
 def _store_name(row: Any) -> str:
-    """The tokenizer, and the part of the images that the store holds where they are not pre-trained on."""
+    """The tokenizer, what brought it, and of which images the store is where they are not pre-trained on."""
     is_apart = row["data"] not in ("", PRETRAIN_PART)
-    return f"{row['tokenizer']}, {row['data']} images" if is_apart else str(row["tokenizer"])
+    plugin = row.get("plugin")
+    brought = f" (plug-in {plugin})" if isinstance(plugin, str) and plugin else ""
+    return f"{row['tokenizer']}{brought}" + (f", {row['data']} images" if is_apart else "")
 
 
 def _marked(name: str, standing: str) -> str:
@@ -246,9 +251,19 @@ def method_name(name: str) -> str:
     return DISPLAY_NAMES.get(name, clean(name))
 
 
+def plugin_method_name(name: str, *, title: str, plugin: str) -> str:
+    """How a plug-in's method calls itself, and what brought it: `Ring MIM (plug-in ring_mim.py)`."""
+    return f"{clean(title) or clean(name)} (plug-in {clean(plugin)})"
+
+
 def method_label(row: Any) -> str:
-    """The row's method, and what a view tries in place of the protocol's: `MaPeT, cutting point 30`."""
+    """The row's method, and what a view tries in place of the protocol's: `MaPeT, cutting point 30`.
+
+    A board that has rows of plug-ins says of each row what brought its method.
+    """
     name = method_name(row["method"])
+    if row.get("plugin"):
+        name = plugin_method_name(row["method"], title=row["method_title"], plugin=row["plugin"])
     return f"{name}, {clean(row['variant'].replace('_', ' '))}" if row["variant"] else name
 
 

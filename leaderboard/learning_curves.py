@@ -24,19 +24,20 @@ METRICS_NAME = "metrics.jsonl"  # as benchmark/layout.py names it, which this ro
 MOST_BYTES = 64 * 1024 * 1024
 MOST_LINES, MOST_POINTS = 2000, 100
 MOST_SEEDS, MOST_FIGURES = 3, 12
+NATS = "nats"
 
 
 def learning_curve_section(board: Board, cells_dir: Path) -> Section | None:
     """A figure per tokenizer and trunk from the files under `cells_dir`; None if there is nothing to draw."""
     runs = RowRuns.of(board)
-    groups: dict[tuple[str, str], list[RowKey]] = {}
+    groups: dict[tuple[str, str, str], list[RowKey]] = {}
     for key in runs.rows:
         if not key.variant and key in runs.pretrainings:
-            groups.setdefault((key.trunk, key.tokenizer), []).append(key)
+            groups.setdefault((key.trunk, key.tokenizer, _loss_unit(key, runs)), []).append(key)
     figures: list[Figure] = []
     notes: list[str] = []
     without = more_seeds = more_figures = more_methods = 0
-    for (trunk, tokenizer), keys in groups.items():
+    for (trunk, tokenizer, unit), keys in groups.items():
         if len(figures) == MOST_FIGURES:
             more_figures += 1
             continue
@@ -53,7 +54,7 @@ def learning_curve_section(board: Board, cells_dir: Path) -> Section | None:
                 else:
                     without += 1
         if curves:
-            figures.append(_figure(curves, trunk=trunk, tokenizer=tokenizer))
+            figures.append(_figure(curves, trunk=trunk, tokenizer=tokenizer, unit=unit))
     if not figures:
         return None
     if without:
@@ -70,9 +71,16 @@ def learning_curve_section(board: Board, cells_dir: Path) -> Section | None:
         notes.append(f"{more_figures} more figures of this kind are not drawn.")
     notes.append(
         "Losses of different methods are no measure of one against the other: they predict different "
-        "patches from different contexts, and CAE's holds its alignment term."
+        "patches from different contexts, and some hold more than that (CAE's its alignment, SplitMask's its "
+        "contrast among images)."
     )
     return Section(name=SECTION_NAME, title="Learning curves", figures=tuple(figures), notes=tuple(notes))
+
+
+def _loss_unit(key: RowKey, runs: RowRuns) -> str:
+    """In what the row's training loss is measured, as its records say: losses of two units share no axis."""
+    losses = [record.metrics.get("loss") for record in runs.pretrainings[key].values()]
+    return next((loss.unit for loss in losses if loss is not None), NATS)
 
 
 def read_losses(path: Path) -> list[tuple[float, float]]:
@@ -119,8 +127,8 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> l
     ]  # fmt: skip
 
 
-def _figure(curves: Sequence[Curve], *, trunk: str, tokenizer: str) -> Figure:
-    title = ", ".join(clean(one) for one in (trunk, tokenizer) if one)
+def _figure(curves: Sequence[Curve], *, trunk: str, tokenizer: str, unit: str) -> Figure:
+    title = ", ".join(clean(one) for one in (trunk, tokenizer or "without a tokenizer"))
     panel = CurvePanel(title=title, curves=tuple(curves))
     of_method: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -131,8 +139,10 @@ def _figure(curves: Sequence[Curve], *, trunk: str, tokenizer: str) -> Figure:
         for method, several in of_method.items()
     )
     return drawn(
-        lambda: draw_curves([panel], x="epoch", y="training loss (nats)", height=2.1),
-        name=f"learning-curves-{tokenizer}-{trunk}",
+        lambda: draw_curves([panel], x="epoch", y=f"training loss ({clean(unit)})", height=2.1),
+        name="-".join(
+            ["learning-curves", tokenizer or "no-tokenizer", trunk, *([unit] if unit != NATS else [])]
+        ),
         alt=f"Training loss of every method over the epochs of pre-training, {title}: {ends}.",
         caption=(
             f"Training loss of pre-training, {title}: a line for each seed, each point the mean of the steps "

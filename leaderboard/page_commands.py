@@ -6,7 +6,8 @@ import shlex
 
 import pandas as pd
 
-from leaderboard.lineage import SCRATCH, TOKEN_CLASSIFICATION
+from leaderboard.lineage import TOKEN_CLASSIFICATION
+from leaderboard.plugin_methods import plugin_options
 from leaderboard.tables import Board
 from protocols.schema import Protocol
 
@@ -56,8 +57,7 @@ def _command_of_rows(board: Board, protocol: Protocol) -> list[str]:
         "--trunks": dict.fromkeys(rows["trunk"]),
         "--seeds": dict.fromkeys(str(seed) for seed in sorted(seeds)),
     }
-    if list(chosen["--methods"]) == [SCRATCH]:
-        del chosen["--tokenizers"]
+    parts += plugin_options(board.plugins, chosen["--methods"])
     for option, values in chosen.items():
         if values:
             parts += [option, *values]

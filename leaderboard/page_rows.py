@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from leaderboard.grids import EVALUATION_NAMES, MISSING, PLUS_MINUS, clean, percent, signed
-from leaderboard.lineage import SCRATCH
 from leaderboard.page_configurations import Configurations
+from leaderboard.plugin_methods import PluginMethod, plugin_options
 from leaderboard.record import RECORD_NAME, Record
 from leaderboard.runs import Run
 from leaderboard.tables import Board
@@ -193,22 +193,34 @@ def board_details(board: Board, rows: pd.DataFrame, sources: Sources) -> list[De
                     for run in runs
                 ),
                 lacking=(),
-                commands=(row_command(sources.protocol, row, evaluations=evaluations, seeds=seeds),),
+                commands=(
+                    row_command(
+                        sources.protocol, row, evaluations=evaluations, seeds=seeds, plugins=board.plugins
+                    ),
+                ),
             )
         )
     return details
 
 
-def row_command(protocol: Protocol, row: Any, *, evaluations: Sequence[str], seeds: Sequence[int]) -> str:
+def row_command(
+    protocol: Protocol,
+    row: Any,
+    *,
+    evaluations: Sequence[str],
+    seeds: Sequence[int],
+    plugins: Mapping[str, PluginMethod],
+) -> str:
     """The command that makes one row of the main table, with everything that it is made from."""
     chosen = {
         "--methods": [row.method],
-        "--tokenizers": [] if row.method == SCRATCH or not row.tokenizer else [row.tokenizer],
+        "--tokenizers": [row.tokenizer] if row.tokenizer else [],
         "--trunks": [row.trunk],
         "--evaluations": list(evaluations),
         "--seeds": [str(seed) for seed in seeds],
     }
     parts = ["python", "run_benchmark.py", "--protocol", protocol.argument]
+    parts += plugin_options(plugins, [row.method])
     for option, values in chosen.items():
         parts += [option, *values] if values else []
     return shlex.join(parts)

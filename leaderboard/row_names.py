@@ -1,15 +1,18 @@
 """The names by which rows of a board are given, and the commands that measure them.
 
-A row is METHOD/TOKENIZER/TRUNK, with @NAME=VALUE,... for what a view tries; scratch/TRUNK; or
-tokens/TOKENIZER for tokens alone. The trunk may be left out where the protocol has one.
+A row is METHOD/TOKENIZER/TRUNK, with @NAME=VALUE,... for what a view tries; METHOD/TRUNK of a method that
+has no tokenizer, such as scratch; or tokens/TOKENIZER for tokens alone. The trunk may be left out where the
+protocol has one.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+from leaderboard.imported import PREFIX
 from leaderboard.lineage import SCRATCH
+from leaderboard.plugin_methods import plugin_options
 from leaderboard.runs import RowKey
 from leaderboard.tables import Board
 from leaderboard.view_layout import changes_on, lay_out, own_value
@@ -33,17 +36,24 @@ def row_key(protocol: Protocol, board: Board, name: str) -> RowKey:
     stem, _, tried = name.lower().partition("@")
     parts = [part for part in stem.split("/") if part]
     method, rest = (parts[0], parts[1:]) if parts else ("", [])
+    if method.startswith(PREFIX):
+        raise HarnessError(
+            f"{name!r} is of imported weights: nothing proves how they were pre-trained, and so they are "
+            "compared with no row; the command report shows what was measured of them"
+        )
     known = {run.key for run in board.cells}
     if method == TOKENS and len(rest) == 1 and not tried:
         if rest[0] not in protocol.names("tokenizers"):
             raise unknown("tokenizer", rest[0], protocol.names("tokenizers"))
         return RowKey(trunk="", tokenizer=rest[0], method="")
-    names = 1 if method == SCRATCH else 2
+    without = _without_tokenizer(protocol, known)
+    names = 1 if method in without else 2
     if len(rest) == names - 1 and len(protocol.trunks) == 1:
         rest = [*rest, *protocol.trunks]
     if len(rest) != names:
         raise HarnessError(
-            f"{name!r} is no row; a row is METHOD/TOKENIZER/TRUNK, {SCRATCH}/TRUNK or {TOKENS}/TOKENIZER; "
+            f"{name!r} is no row; a row is METHOD/TOKENIZER/TRUNK, METHOD/TRUNK where the method has no "
+            f"tokenizer ({', '.join(sorted(without))}), or {TOKENS}/TOKENIZER; "
             + nearest(name, _row_names(protocol, board))
         )
     # Plug-in methods and tokenizers stand in no protocol, but on its board.
@@ -57,6 +67,18 @@ def row_key(protocol: Protocol, board: Board, name: str) -> RowKey:
             raise unknown(kind, given, names_of_kind)
     key = RowKey(trunk=rest[-1], tokenizer=rest[0] if names == 2 else "", method=method)
     return key if not tried else _variant(key, name, tried, protocol)
+
+
+def _without_tokenizer(protocol: Protocol, known: Collection[RowKey]) -> set[str]:
+    """The methods whose rows have none, as views of the protocol or rows of the board show them."""
+    in_views = {
+        method
+        for view in protocol.views.values()
+        for cells in view.cells
+        if not cells.tokenizers
+        for method in cells.methods
+    }
+    return {SCRATCH, *in_views, *(key.method for key in known if key.method and not key.tokenizer)}
 
 
 def _variant(key: RowKey, name: str, tried: str, protocol: Protocol) -> RowKey:
@@ -96,8 +118,9 @@ def is_same_row(key: RowKey, other: RowKey) -> bool:
     return key._replace(variant="") == other._replace(variant="") and _values(key) == _values(other)
 
 
-def row_command(key: RowKey, protocol: Protocol, *, start: str) -> str:
+def row_command(key: RowKey, protocol: Protocol, board: Board, *, start: str) -> str:
     """What measures the row; `start` is the command up to its protocol."""
+    start = " ".join([start, *map(shlex.quote, plugin_options(board.plugins, [key.method]))])
     # Studies are run only if their view is named.
     views = [name for name, other in _tried_rows(protocol, key) if key.variant and is_same_row(key, other)]
     chosen = {
@@ -111,8 +134,9 @@ def row_command(key: RowKey, protocol: Protocol, *, start: str) -> str:
 
 def _row_names(protocol: Protocol, board: Board) -> set[str]:
     names = {row_name(run.key) for run in board.cells}
+    without = _without_tokenizer(protocol, [run.key for run in board.cells])
     for method in protocol.names("methods"):
-        tokenizers = [""] if method == SCRATCH else protocol.names("tokenizers")
+        tokenizers = [""] if method in without else protocol.names("tokenizers")
         names |= {
             row_name(RowKey(trunk=trunk, tokenizer=tokenizer, method=method))
             for tokenizer in tokenizers

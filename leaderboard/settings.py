@@ -58,7 +58,8 @@ class Settings:
         views = [
             cells
             for cells in self.tried
-            if method in cells.methods and tokenizer in cells.tokenizers and trunk in cells.trunks
+            # A method without a tokenizer stands in cells that name none.
+            if method in cells.methods and tokenizer in (cells.tokenizers or ("",)) and trunk in cells.trunks
         ]
         other = {name: used.get(name) for name, value in own.items() if used and used.get(name) != value}
         # A view may try what the protocol leaves to the method's default, which nothing here knows.

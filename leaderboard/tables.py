@@ -9,14 +9,17 @@ board say what the numbers support.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from leaderboard.frames import Order, failures_frame, runs_frame, stale_frame, tokenizers_frame, typed
-from leaderboard.lineage import LINEAR_PROBE, SCRATCH, Lineage, ended, with_plugins
+from leaderboard.imported import is_imported
+from leaderboard.imported_rows import imported_frame
+from leaderboard.lineage import LINEAR_PROBE, Lineage, ended, with_plugins
 from leaderboard.notes import board_notes
+from leaderboard.plugin_methods import PluginMethod, plugin_methods
 from leaderboard.predictions import PredictionsLoader
 from leaderboard.record import Record
 from leaderboard.runs import RowKey, Run, collect_runs, version_of
@@ -26,7 +29,7 @@ from leaderboard.statistics import mean_and_sd
 from leaderboard.token_rows import token_rows
 from leaderboard.validation_rows import validations_frame
 
-METHODS = ("mim", "pim", "mapet", "beit", "cae")
+METHODS = ("mim", "pim", "mapet", "beit", "cae", "splitmask", "maskfeat", "beit-v2")
 EVALUATIONS = ("finetune", "linear-probe")
 
 
@@ -74,8 +77,11 @@ class Board:
     `token_rows` has a row for each tokenizer whose tokens were classified, with columns for each of
     `token_evaluations`: `leaderboard.token_rows.token_rows` says which.
     `stale` has one line per cell, of any stage, that present code and parents would make anew.
-    `validations` has one line per classifier that was trained elsewhere and only measured here.
+    `validations` has one line per classifier that was trained elsewhere and only measured here, `imported`
+    one per evaluation of weights that were.
     `cells` are the pre-trainings and evaluations themselves, whatever their standing, in the board's order.
+    `plugins` are the methods among them that plug-ins brought; if there are any, `rows` says of each row
+    which (`plugin`, empty for a built-in method) and how it calls itself (`method_title`).
 
     Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
     a multiply-add counts two. A value that is missing is NaN or None.
@@ -95,6 +101,8 @@ class Board:
     notes: tuple[str, ...]
     provenance: Provenance
     cells: tuple[Run, ...] = ()
+    imported: pd.DataFrame = field(default_factory=pd.DataFrame)
+    plugins: Mapping[str, PluginMethod] = field(default_factory=dict)
 
     @property
     def modified(self) -> pd.DataFrame:
@@ -139,8 +147,9 @@ def build_board(
         variants=settings.variants,
     )
     stale = stale_reasons(records, sources or {})
+    own = [record for record in records if not is_imported(record)]
     runs = sorted(
-        collect_runs(records, lineage, predictions, slices=current, settings=settings, stale=stale),
+        collect_runs(own, lineage, predictions, slices=current, settings=settings, stale=stale),
         key=order.of_run,
     )
     variants = {run.record.cell_id: run.key.variant for run in runs}
@@ -154,39 +163,55 @@ def build_board(
         for name in sorted({*stages, *defaults}, key=order.of_evaluation)
     )
     on_board = [run for run in runs if run.standing == "board"]
+    plugins = plugin_methods(own)
     return Board(
         title=title,
-        rows=_summary([run for run in on_board if not run.is_of_tokens], shown),
+        rows=_summary([run for run in on_board if not run.is_of_tokens], shown, plugins),
         token_rows=token_rows([run for run in on_board if run.is_of_tokens], shown_of_tokens),
         runs=runs_frame([run for run in runs if run.is_evaluation]),
         tokenizers=tokenizers_frame(records, lineage, current, stale, order),
         stale=stale_frame(records, runs, lineage, current, stale, order),
         failures=failures_frame(records, lineage, variants),
         validations=validations_frame(records, lineage, current, order),
-        others=_others(runs, shown, shown_of_tokens),
+        imported=imported_frame(records, lineage, current, order),
+        others=_others(runs, shown, shown_of_tokens, plugins),
         evaluations=shown,
         token_evaluations=shown_of_tokens,
         notes=board_notes(runs),
         provenance=_provenance(records),
         cells=tuple(runs),
+        plugins=plugins,
     )
 
 
-def _summary(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+def _summary(
+    runs: Sequence[Run], evaluations: Sequence[Evaluation], plugins: Mapping[str, PluginMethod]
+) -> pd.DataFrame:
     rows: dict[RowKey, list[Run]] = {}
     for run in runs:
         rows.setdefault(run.key, []).append(run)
-    frame = pd.DataFrame([_summary_row(key, sharing, evaluations) for key, sharing in rows.items()])
-    return typed(frame)
+    lines = [
+        _names(key, plugins) | _summary_row(sharing, evaluations) | _costs(sharing, evaluations)
+        for key, sharing in rows.items()
+    ]
+    return typed(pd.DataFrame(lines))
 
 
-def _summary_row(key: RowKey, runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def _names(key: RowKey, plugins: Mapping[str, PluginMethod]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "method": key.method,
         "variant": key.variant,
         "tokenizer": key.tokenizer,
         "trunk": key.trunk,
     }
+    if plugins:
+        brought = plugins.get(key.method, PluginMethod(title="", plugin=""))
+        row |= {"method_title": brought.title, "plugin": brought.plugin}
+    return row
+
+
+def _summary_row(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
     for evaluation in evaluations:
         done = [run for run in runs if run.evaluation == evaluation.name and run.top1_percent is not None]
         tops = [run.top1_percent for run in done if run.top1_percent is not None]
@@ -208,7 +233,7 @@ def _summary_row(key: RowKey, runs: Sequence[Run], evaluations: Sequence[Evaluat
                 # The smallest of some seeds would pass for the smallest of all.
                 f"{name}_gain_lower_bound_points": min(known) if known and len(known) == len(gains) else None,
             }
-    return row | _costs(runs, evaluations)
+    return row
 
 
 def _costs(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> dict[str, float | None]:
@@ -241,16 +266,25 @@ def _row_wall_seconds(runs: Sequence[Run], evaluations: Sequence[Evaluation]) ->
     for run in runs:
         if run.is_evaluation and run.evaluation not in counted:
             continue
-        made_from = [] if run.key.method == SCRATCH else [run.pretraining, run.tokenising]
-        for record in (run.record, *made_from):
+        for record in (run.record, *_made_from(run)):
             if record is None or record.status != "done":
                 return None
             cells[record.cell_id] = record
     return sum(record.cost.wall_seconds for record in cells.values())
 
 
+def _made_from(run: Run) -> list[Record | None]:
+    """The pre-training and the tokens that the run needs; None for one of which there is no record."""
+    has_tokens = run.record.tokenizer is not None
+    is_pretrained = has_tokens or run.pretraining is not None or bool(run.record.parents)
+    return [*([run.pretraining] if is_pretrained else []), *([run.tokenising] if has_tokens else [])]
+
+
 def _others(
-    runs: Iterable[Run], evaluations: Sequence[Evaluation], token_evaluations: Sequence[str]
+    runs: Iterable[Run],
+    evaluations: Sequence[Evaluation],
+    token_evaluations: Sequence[str],
+    plugins: Mapping[str, PluginMethod],
 ) -> tuple[OtherBoard, ...]:
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
@@ -263,7 +297,7 @@ def _others(
             OtherBoard(
                 versions=tuple(sorted({run.record.protocol.version for run in sharing})),
                 differing=tuple(sorted({name for run in sharing for name in run.differing})),
-                rows=_summary([run for run in sharing if not run.is_of_tokens], evaluations),
+                rows=_summary([run for run in sharing if not run.is_of_tokens], evaluations, plugins),
                 token_rows=token_rows([run for run in sharing if run.is_of_tokens], token_evaluations),
             )
         )

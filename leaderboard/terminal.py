@@ -41,6 +41,7 @@ from leaderboard.grids import (
     token_grid,
     tokenizer_grid,
 )
+from leaderboard.imported_view import NAME as IMPORTED
 from leaderboard.in_short import TITLE as IN_SHORT_TITLE
 from leaderboard.lineage import LINEAR_PROBE
 from leaderboard.notes import STALE_NOTE, TOKEN_NOTE, TOKEN_TITLE, TOKENIZER_NOTE
@@ -93,6 +94,9 @@ def to_terminal(contents: Contents, *, width: int, full: bool = False) -> str:
             _section(console, section)
     else:
         _pointers(console, contents)
+        for section in contents.sections:
+            if section.name == IMPORTED:
+                _section(console, section)
     _apart(console, board)
     lines = (line.rstrip() for line in stream.getvalue().splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leaderboard.grids import EVALUATION_NAMES, MISSING, clean, method_name
@@ -41,8 +41,13 @@ def row_headers(layout: ViewLayout, *, has_epochs: bool) -> tuple[str, ...]:
     return tuple(headers)
 
 
-def row_texts(protocol: Protocol, layout: ViewLayout, index: int, headers: Sequence[str]) -> tuple[str, ...]:
-    """The texts that name a row. Of a value that the row does not try, the protocol's own stands there."""
+def row_texts(
+    protocol: Protocol, layout: ViewLayout, index: int, headers: Sequence[str], names: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The texts that name a row. Of a value that the row does not try, the protocol's own stands there.
+
+    `names` are those of methods that plug-ins brought.
+    """
     row = layout.rows[index]
     trunks = [
         column.trunk for position, column in enumerate(layout.columns) if (index, position) in layout.fed
@@ -60,7 +65,7 @@ def row_texts(protocol: Protocol, layout: ViewLayout, index: int, headers: Seque
         if value is not None
     ]
     texts = {
-        "method": method_name(row.method) if row.method else MISSING,
+        "method": names.get(row.method, method_name(row.method)) if row.method else MISSING,
         "tokenizer": tokenizer_name(row.tokenizer) if row.tokenizer else MISSING,
         "reconstruction ratio": _joined(ratios),
     }
@@ -73,9 +78,9 @@ def _joined(values: Iterable[Any]) -> str:
     return "/".join(dict.fromkeys(clean(str(value)) for value in values if value is not None)) or MISSING
 
 
-def row_label(layout: ViewLayout, index: int) -> str:
+def row_label(layout: ViewLayout, index: int, names: Mapping[str, str]) -> str:
     row = layout.rows[index]
-    parts = [method_name(row.method)] if row.method else []
+    parts = [names.get(row.method, method_name(row.method))] if row.method else []
     parts += [tokenizer_name(row.tokenizer)] if row.tokenizer else []
     parts += [f"{name.replace('_', ' ')} {value}" for name, value in layout.trials[index].items()]
     return clean(", ".join(parts))

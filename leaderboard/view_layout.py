@@ -85,7 +85,8 @@ def lay_out(protocol: Protocol, view: View) -> ViewLayout:
 
 def own_value(protocol: Protocol, name: str, *, method: str, trunk: str) -> Any:
     """What the protocol sets: of the method's own, else of the pre-training recipe; None if neither."""
-    if method and trunk:
+    # Of a plug-in's method the protocol sets nothing.
+    if method in protocol.names("methods") and trunk:
         values = protocol.method_values(method, trunk)
         if name in values:
             return values[name]

@@ -22,8 +22,13 @@ def notes_of(
     fill: Mapping[str, Sequence[str]],
     has_dashes: bool,
     only_trunk: str,
+    untokenised: str,
+    not_run: str,
 ) -> tuple[str, ...]:
-    """The notes of one table. `source` and `lost` are of what is reported, `fill` the commands by verdict."""
+    """The notes of one table. `source` and `lost` are of what is reported, `fill` the commands by verdict.
+
+    `untokenised` are the methods that are pre-trained without tokens, `not_run` says which have no rows.
+    """
     measured = frame[frame["mean"].notna()]
     compared = measured[measured["reported"].notna()]
     notes = [f"Trunk: {only_trunk}."] if only_trunk else []
@@ -47,6 +52,12 @@ def notes_of(
             "Rows that are as reported are what other works say of their own, under other settings: not "
             "compared."
         )
+    if untokenised:
+        notes.append(
+            f"Without a tokenizer: {untokenised}, whose targets are made from the images and are part of the "
+            "method. Such a row has no tokenizer to be held equal in: a difference from it is one of method "
+            "and targets together."
+        )
     if has_dashes:
         notes.append("Where nothing but a dash stands, the table has no cell.")
     places = int(frame["is_ours"].sum())
@@ -55,4 +66,4 @@ def notes_of(
         verb = "is" if count == 1 else "are"
         why = f" ({_STANDING[said]})" if said in _STANDING else ""
         notes.append(f"{count} of {places} places {verb} {said}{why}; filled by: {' && '.join(commands)}")
-    return tuple(notes)
+    return tuple([*notes, not_run] if not_run else notes)

@@ -15,9 +15,11 @@ from typing import Any
 
 import pandas as pd
 
+from leaderboard.further_rows import ShownView, listed_names, plugin_names, shown_views
 from leaderboard.grids import MISSING
 from leaderboard.lineage import TOKENISE, ended
 from leaderboard.paper import ReportedRow, ReportedTable, paper
+from leaderboard.plugin_methods import PluginMethod, plugin_options
 from leaderboard.runs import Run
 from leaderboard.statistics import mean_and_sd
 from leaderboard.tables import Board
@@ -42,11 +44,27 @@ _SEEDS, _OPTIONS = "asked seeds", "options"
 def view_tables(board: Board, protocol: Protocol) -> tuple[ViewTable, ...]:
     """One table for each view of `protocol` that is made of cells, in its order.
 
-    Views that list a recipe are no tables of numbers: `leaderboard.recipe_tables` shows them.
+    Views that list a recipe are no tables of numbers: `leaderboard.recipe_tables` shows them. Which of a
+    view's methods have rows, and which others join it, `leaderboard.further_rows` says.
     Raises HarnessError for a view that names a table which the paper does not have.
     """
     cells = _Cells.of(board)
-    return tuple(_table(name, view, protocol, cells) for name, view in protocol.views.items() if view.cells)
+    return tuple(
+        _table(shown.name, shown.view, protocol, cells, not_run=not_run_note(shown, protocol))
+        for shown in shown_views(board, protocol)
+        if shown.view is not None
+    )
+
+
+def not_run_note(shown: ShownView, protocol: Protocol) -> str:
+    """That some methods of a view have no rows because nothing of them was run, and how to run them."""
+    if not shown.not_run:
+        return ""
+    places = [
+        dict.fromkeys(("tokenizer", "trunk", "evaluation"), "") | {"method": one} for one in shown.not_run
+    ]
+    command = _command(shown.name, protocol, places, protocol.defaults.seeds, [], {})
+    return f"Not run, and so without rows: {listed_names(shown.not_run)}. To run: {command}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,8 @@ class _Cells:
     modified: Mapping[_Place, list[Run]]
     failed: frozenset[_Place]
     failed_tokenizers: frozenset[str]
+    plugins: Mapping[str, PluginMethod]
+    names: Mapping[str, str]
 
     @classmethod
     def of(cls, board: Board) -> _Cells:
@@ -81,6 +101,8 @@ class _Cells:
             modified=worth["modified"],
             failed=frozenset(failed),
             failed_tokenizers=frozenset(lost["tokenizer"]),
+            plugins=board.plugins,
+            names=plugin_names(board),
         )
 
     def has_failed(self, place: _Place) -> bool:
@@ -105,7 +127,7 @@ def _plain(value: object) -> str:
         return str(value)
 
 
-def _table(name: str, view: View, protocol: Protocol, cells: _Cells) -> ViewTable:
+def _table(name: str, view: View, protocol: Protocol, cells: _Cells, *, not_run: str) -> ViewTable:
     layout = lay_out(protocol, view)
     reported = _reported(name, view)
     others = reported.others if reported else ()
@@ -115,8 +137,8 @@ def _table(name: str, view: View, protocol: Protocol, cells: _Cells) -> ViewTabl
     texts = [_texts_of_other(row, headers) for row in others]
     numbers = reported.numbers() if reported else {}
     for index, row in enumerate(layout.rows):
-        texts.append(row_texts(protocol, layout, index, headers))
-        place_of_row = {"row": len(others) + index, "row_label": row_label(layout, index)}
+        texts.append(row_texts(protocol, layout, index, headers, cells.names))
+        place_of_row = {"row": len(others) + index, "row_label": row_label(layout, index, cells.names)}
         for position, column in enumerate(layout.columns):
             if (index, position) in layout.fed:
                 place = {**place_of_row, "column": position, "column_label": columns[position]}
@@ -134,11 +156,24 @@ def _table(name: str, view: View, protocol: Protocol, cells: _Cells) -> ViewTabl
             frame,
             source=f"{paper().source}, {_paper_name(view.reported)}" if view.reported else "",
             lost=reported.lost if reported else "",
-            fill=_fill(name, protocol, lines),
+            fill=_fill(name, protocol, lines, cells.plugins),
             has_dashes=len(frame) < len(texts) * len(columns),
             only_trunk=only_trunk(layout.columns),
+            untokenised=listed_names(_untokenised(frame, cells), cells.names),
+            not_run=not_run,
         ),
     )
+
+
+def _untokenised(frame: pd.DataFrame, cells: _Cells) -> list[str]:
+    """The methods with a measured row that was pre-trained without a tokenizer, if others have one."""
+    measured = frame[frame["mean"].notna()]
+    if not measured["tokenizer"].any():
+        return []
+    pretrained = {place[0] for place, runs in cells.measured.items() if any(run.pretraining for run in runs)}
+    return [
+        name for name in dict.fromkeys(measured[measured["tokenizer"] == ""]["method"]) if name in pretrained
+    ]
 
 
 def _reported(name: str, view: View) -> ReportedTable | None:
@@ -256,7 +291,7 @@ def _place(
             line["verdict"] = verdict(mean, reported, standard_error=error)
     # What was modified is run as the protocol has it, on its seeds.
     seeds = list(found) if found and said != "modified" else list(protocol.defaults.seeds)
-    line |= {"command": _command(view, protocol, [line], seeds, options)}
+    line |= {"command": _command(view, protocol, [line], seeds, options, cells.plugins)}
     return line | {_SEEDS: seeds, _OPTIONS: options}
 
 
@@ -279,9 +314,13 @@ def _command(
     places: Sequence[Mapping[str, Any]],
     seeds: Iterable[int | None],
     options: Iterable[str],
+    plugins: Mapping[str, PluginMethod],
 ) -> str:
     """What runs those places of a view, and with them whatever else it tries in their rows."""
-    parts = ["python", "run_benchmark.py", "--protocol", protocol.argument, "--views", view]
+    parts = ["python", "run_benchmark.py", "--protocol", protocol.argument]
+    parts += plugin_options(plugins, [str(place["method"]) for place in places])
+    # A table of plug-ins alone stands in no protocol.
+    parts += ["--views", view] if view in protocol.views else []
     for flag, name in (("methods", "method"), ("tokenizers", "tokenizer"), ("trunks", "trunk"),
                        ("evaluations", "evaluation")):  # fmt: skip
         values = dict.fromkeys(str(place[name]) for place in places if place[name])
@@ -290,7 +329,9 @@ def _command(
     return shlex.join([*parts, *(["--seeds", *map(str, known)] if known else []), *options])
 
 
-def _fill(view: str, protocol: Protocol, lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+def _fill(
+    view: str, protocol: Protocol, lines: Sequence[Mapping[str, Any]], plugins: Mapping[str, PluginMethod]
+) -> dict[str, tuple[str, ...]]:
     """For each verdict that asks for cells to be run, the commands that run all of them."""
     commands: dict[str, tuple[str, ...]] = {}
     for said in ("missing", "stale", "modified"):
@@ -302,7 +343,7 @@ def _fill(view: str, protocol: Protocol, lines: Sequence[Mapping[str, Any]]) -> 
             if places:
                 seeds = {seed for place in places for seed in place[_SEEDS]}
                 options = dict.fromkeys(option for place in places for option in place[_OPTIONS])
-                command = _command(view, protocol, places, seeds, options)
+                command = _command(view, protocol, places, seeds, options, plugins)
                 commands[said] = (*commands.get(said, ()), command)
     return commands
 

@@ -13,6 +13,7 @@ from protocols.schema import TrunkSpec
 if TYPE_CHECKING:
     from methods.base import Method
 
+IMPORTED = "imported-"  # begins the names of rows whose weights come from elsewhere
 _TABLE: dict[str, MethodSpec] = {spec.name: spec for spec in (*SPECS, *FURTHER)}
 _BROKEN: dict[str, str] = {}
 
@@ -34,6 +35,11 @@ def method_spec(name: str) -> MethodSpec:
 
 def register_method(spec: MethodSpec) -> None:
     """Make a plug-in's method known. HarnessError, with both origins, if its name is taken."""
+    if spec.name.startswith(IMPORTED):
+        raise HarnessError(
+            f"method {spec.name!r} of {spec.origin}: names that begin with {IMPORTED!r} are those of rows of "
+            "--from-checkpoint; rename it"
+        )
     other = _TABLE.get(spec.name)
     if other is not None:
         raise HarnessError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from methods.base import Method
 from methods.specs import MethodSpec
 from methods.trunk import build_trunk
 from protocols.errors import HarnessError, ProtocolViolation
+from protocols.files import shown_path
 from protocols.schema import TrunkSpec
 from protocols.untouched import Untouched
 
@@ -29,9 +29,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def build_checked(
     spec: MethodSpec, method_class: type[Method], *, trunk: TrunkSpec, codebook_size: int, **values: Any
 ) -> Method:
-    """The method, built from torch's present random state. ProtocolViolation if its trunk is not the shared one.
+    """The method, built from torch's present random state.
 
-    HarnessError, with the line, for whatever its own code raises.
+    ProtocolViolation if its trunk is not the shared one; HarnessError, with the line, for what it raises.
     """
     where = place_of(method_class)
     state, harness = torch.get_rng_state(), Untouched()
@@ -46,8 +46,8 @@ def build_checked(
         ) from error
     if changed := harness.changes():
         raise ProtocolViolation(
-            f"{where}: method {spec.name} changes {', '.join(changed[:5])} while it is built; what the harness "
-            "and the trunk's libraries do belongs to the protocol: keep to objects of your own"
+            f"{where}: method {spec.name} changes {', '.join(changed[:5])} while it is built; what the "
+            "harness and the trunk's libraries do belongs to the protocol: keep to objects of your own"
         )
     found = next(faults(method, trunk=trunk, codebook_size=codebook_size, state=state), None)
     if found is not None:
@@ -59,7 +59,7 @@ def build_checked(
 
 
 def faults(method: Method, *, trunk: TrunkSpec, codebook_size: int, state: Tensor) -> Iterator[str]:
-    """What is not as in every other method, one sentence each; `state` is the random state before it was built."""
+    """What is not as in every other method, a sentence each; `state` is the random state it began with."""
     if not isinstance(method, Method):
         yield f"{type(method).__name__} is no methods.base.Method"
         return
@@ -131,7 +131,8 @@ def _described(part: nn.Module) -> str:
 def place_of(thing: object) -> str:
     """FILE:LINE where a class or a function begins."""
     try:
-        return f"{inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]}"  # type: ignore[arg-type]
+        file, (_, line) = inspect.getsourcefile(thing), inspect.getsourcelines(thing)  # type: ignore[arg-type]
+        return f"{shown_path(file or '')}:{line}"
     except (OSError, TypeError):
         return getattr(sys.modules.get(getattr(thing, "__module__", "")), "__file__", None) or repr(thing)
 
@@ -140,7 +141,7 @@ def _line_of(error: Exception, where: str) -> str:
     """The innermost line of the file of `where` that raised `error`; `where` if none of it did."""
     file, found, trace = where.rpartition(":")[0], where, error.__traceback__
     while trace is not None:
-        if file and Path(trace.tb_frame.f_code.co_filename) == Path(file):
-            found = f"{file}:{trace.tb_lineno}"
+        if file and shown_path(trace.tb_frame.f_code.co_filename) == file:
+            found = f"{shown_path(file)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

@@ -21,6 +21,12 @@ _LEFTOVER = re.compile(r"\..+\.[^/]+-\d+")
 LEFT_SECONDS = 3600.0  # far longer than any one file takes to be written
 
 
+def shown_path(path: Path | str) -> str:
+    """`path` as a user would write it: from the current folder, if it lies there."""
+    path, here = Path(path), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 def sha256_of_file(path: Path) -> str:
     """SHA-256 (hex) of the bytes of `path`."""
     with path.open("rb") as stream:

@@ -20,11 +20,47 @@ from protocols.schema import Protocol
 
 FOLDER = Path(__file__).parent
 MAX_FILE_BYTES = 1024 * 1024
+BUILT_IN = "built in"
+_BROKEN: dict[str, str] = {}
+_OF_PLUGINS: dict[str, tuple[Path, str]] = {}  # name -> its file, and who brings it
 
 
 def list_protocols() -> list[str]:
-    """Names of the protocols that come with the harness."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """Names of the protocols that come with the harness, then of those of plug-ins."""
+    return [*sorted(path.stem for path in FOLDER.glob("*.yaml")), *_OF_PLUGINS]
+
+
+def register_protocol(path: Path, *, origin: str) -> None:
+    """Make a plug-in's protocol known by its file's name without .yaml, which must be the protocol's own."""
+    name = load_protocol(str(path)).name
+    if name != path.stem:
+        raise HarnessError(f"{path}: the protocol's name is {name!r}; call the file {name}.yaml")
+    if name in list_protocols():
+        raise HarnessError(
+            f"protocol {name!r} comes from two places: {protocol_origin(name)}, and {origin}; rename one of "
+            "them, or leave one out"
+        )
+    _OF_PLUGINS[name] = (path, origin)
+
+
+def unregister_protocol(name: str) -> None:
+    """Forget a plug-in's protocol; those that are built in stay."""
+    _OF_PLUGINS.pop(name, None)
+
+
+def register_broken_protocol(name: str, reason: str) -> None:
+    """Whoever asks for the protocol `name` is told `reason`; all others are spared it."""
+    _BROKEN[name] = reason
+
+
+def broken_protocols() -> dict[str, str]:
+    """Names of protocols that installed packages promise and cannot give, with the reasons."""
+    return dict(_BROKEN)
+
+
+def protocol_origin(name: str) -> str:
+    """Who brings the protocol called `name`."""
+    return _OF_PLUGINS[name][1] if name in _OF_PLUGINS else BUILT_IN
 
 
 def load_protocol(name: str, *, overrides: Iterable[str] = (), locked: bool = True) -> Protocol:
@@ -82,8 +118,12 @@ def find_protocol(name: str) -> Path:
             )
         return path
     known = list_protocols()
+    if name.lower() not in known and name.lower() in _BROKEN:
+        raise HarnessError(_BROKEN[name.lower()])
     if name.lower() not in known:
         raise unknown("protocol", name, known)
+    if name.lower() in _OF_PLUGINS:
+        return _OF_PLUGINS[name.lower()][0]
     return FOLDER / f"{name.lower()}.yaml"
 
 

@@ -6,13 +6,15 @@ after. What Python does not keep as an attribute of a module or a class goes uns
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
 ROOMS = ("protocols", "methods", "tokenizers", "leaderboard", "benchmark")
-# Whose functions and classes the trunk and the losses are made of, as modules and as packages (ending in a dot).
+# Whose functions and classes the trunk and the losses are made of: modules, and packages that end in a dot.
 LIBRARIES = (
     "timm.layers.",
     "timm.models.vision_transformer",
@@ -30,21 +32,31 @@ class Untouched:
     """Everything that is watched, as it is now."""
 
     def __init__(self) -> None:
-        self._before = dict(_watched())
+        self._modules = {name: sys.modules[name] for name in list(sys.modules) if is_watched(name)}
+        # Of modules and classes their names with what they stand for; of containers what is in them.
+        self._named: list[tuple[str, ModuleType | type, dict[str, Any]]] = []
+        self._filled: list[tuple[str, Any, Any]] = []
+        for name, module in self._modules.items():
+            held = dict(vars(module))
+            self._named.append((name, module, held))
+            for own, value in held.items():
+                if isinstance(value, type) and value.__module__ == name:
+                    self._named.append((f"{name}.{own}", value, dict(vars(value))))
+                elif type(value) in (dict, list, set) and not own.startswith("__") and _is_ours(name):
+                    self._filled.append((f"{name}.{own}", value, value.copy()))
 
     def changes(self) -> list[str]:
         """The dotted names of all that is not what it was; modules that were loaded since are left out."""
-        now = dict(_watched())
-        modules = {module for module, _, _ in self._before}
-        found = [key for key, value in self._before.items() if not _same(value, now.get(key, _GONE))]
-        found += [
-            key
-            for key in now.keys() - self._before.keys()
-            if key[0] in modules and _is_ours(key[0]) and not isinstance(now[key], ModuleType)
-        ]
-        return sorted(f"{module}.{name}{member}" for module, name, member in found)
+        found = {name for name, module in self._modules.items() if sys.modules.get(name) is not module}
+        for label, owner, before in self._named:
+            now = dict(vars(owner))
+            if list(now) != list(before) or not all(map(operator.is_, now.values(), before.values())):
+                found |= {f"{label}.{name}" for name in _changed(label, owner, before, now)}
+        found |= {label for label, value, before in self._filled if not _equal(value, before)}
+        return sorted(found)
 
 
+@cache
 def is_watched(module: str) -> bool:
     """True for a module of the harness, and for those of the libraries named above."""
     return _is_ours(module) or any(
@@ -56,36 +68,29 @@ def _is_ours(module: str) -> bool:
     return module.partition(".")[0] in ROOMS
 
 
-def _watched() -> Iterator[tuple[tuple[str, str, str], Any]]:
-    """(module, name, member of a class or "") -> what it is."""
-    for module_name, module in list(sys.modules.items()):
-        if module is None or not is_watched(module_name):
+def _changed(
+    label: str, owner: ModuleType | type, before: dict[str, Any], now: dict[str, Any]
+) -> Iterator[str]:
+    """Names of `owner` that stand for something else, without the state of libraries and of Python."""
+    for name in before.keys() | now.keys():
+        old, new = before.get(name, _GONE), now.get(name, _GONE)
+        if old is new or (isinstance(new, ModuleType) and old is _GONE):
             continue
-        is_ours = _is_ours(module_name)
-        for name, value in list(vars(module).items()):
-            if name.startswith("__"):
-                continue
-            is_code = isinstance(value, type | FunctionType)
-            if not is_ours and not is_code:
-                continue  # libraries keep state in their modules
-            yield (module_name, name, ""), _frozen(value)
-            if isinstance(value, type) and value.__module__ == module_name:
-                for member, held in list(vars(value).items()):
-                    is_hidden = member.startswith("__") or member.startswith("_abc_")
-                    if not is_hidden or isinstance(held, _MEMBERS):
-                        yield (module_name, name, f".{member}"), held
+        is_hidden = name.startswith(("__", "_abc_"))
+        if isinstance(owner, ModuleType):
+            is_code = any(isinstance(one, type | FunctionType) for one in (old, new))
+            # Libraries keep state in their modules.
+            counts = not is_hidden and (_is_ours(label) or (is_code and old is not _GONE))
+        else:
+            counts = not is_hidden or any(isinstance(one, _MEMBERS) for one in (old, new))
+        if counts:
+            yield name
 
 
-def _frozen(value: Any) -> Any:
-    """A container as it is now: it may be filled without being replaced."""
-    if isinstance(value, Mapping) and type(value) is dict:
-        return (value, tuple(value), tuple(value.values()))
-    if type(value) in (list, set):
-        return (value, tuple(value))
-    return value
-
-
-def _same(before: Any, now: Any) -> bool:
-    if type(before) is tuple and type(now) is tuple:
-        return len(before) == len(now) and all(map(_same, before, now))
-    return before is now
+def _equal(now: Any, before: Any) -> bool:
+    """True if a container holds the very things that it held, in their order."""
+    if isinstance(now, dict):
+        return list(now) == list(before) and all(map(operator.is_, now.values(), before.values()))
+    if isinstance(now, set):
+        return bool(now == before)
+    return len(now) == len(before) and all(map(operator.is_, now, before))

@@ -129,6 +129,6 @@ BUNDLE_CASES: tuple[dict[str, Any], ...] = (
      "exit_code": 1, "setting": bundle_of(_other_results_here), "given": "another record of it is here",
      "where": "refused finetune-scratch", "remedy": "another --work-dir"},
     {"title": "a run that needs a merged cell's weights", "command": f"{NEEDED} --work-dir runs",
-     "setting": bundle_of(_merge), "given": "holds no weights and no tokens", "where": "tokenise-k-pixel",
+     "setting": bundle_of(_merge), "given": "that came without tokens/", "where": "tokenise-k-pixel",
      "remedy": "put the files there"},
 )  # fmt: skip

@@ -10,15 +10,23 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from protocols.errors import unknown
+from protocols.errors import HarnessError, unknown
 from protocols.hyperparameters import Hyperparameter
-from tokenizers.specs import TokenizerSpec
+from tokenizers.specs import BUILT_IN, TokenizerSpec
 from tokenizers.weights_files import PublishedFile, clip_file, own_network_file
 
 if TYPE_CHECKING:
     from tokenizers.base import Tokenizer
 
-__all__ = ["build_tokenizer", "list_tokenizers", "tokenizer_spec"]
+__all__ = [
+    "broken_tokenizers",
+    "build_tokenizer",
+    "list_tokenizers",
+    "register_broken_tokenizer",
+    "register_tokenizer",
+    "tokenizer_spec",
+    "unregister_tokenizer",
+]
 
 _KMEANS_SOURCES = (
     "protocols/geometry.py",
@@ -317,6 +325,7 @@ _SPECS = (
     ),
 )
 _BY_NAME = {spec.name: spec for spec in _SPECS}
+_BROKEN: dict[str, str] = {}
 
 
 def list_tokenizers() -> list[str]:
@@ -327,9 +336,40 @@ def list_tokenizers() -> list[str]:
 def tokenizer_spec(name: str) -> TokenizerSpec:
     """What the tokenizer `name` (case-insensitive) declares of itself. HarnessError if unknown."""
     spec = _BY_NAME.get(name.lower())
+    if spec is None and name.lower() in _BROKEN:
+        raise HarnessError(_BROKEN[name.lower()])
     if spec is None:
         raise unknown("tokenizer", name, _BY_NAME)
     return spec
+
+
+def register_tokenizer(spec: TokenizerSpec) -> None:
+    """Make a plug-in's tokenizer known. HarnessError, with both origins, if its name is taken."""
+    other = _BY_NAME.get(spec.name)
+    if other is not None:
+        raise HarnessError(
+            f"tokenizer {spec.name!r} comes from two places: {other.origin}, and {spec.origin}; rename one "
+            "of them, or leave one out"
+        )
+    _BROKEN.pop(spec.name, None)
+    _BY_NAME[spec.name] = spec
+
+
+def unregister_tokenizer(name: str) -> None:
+    """Forget a plug-in's tokenizer; those that are built in stay."""
+    if name in _BY_NAME and _BY_NAME[name].origin != BUILT_IN:
+        del _BY_NAME[name]
+
+
+def register_broken_tokenizer(name: str, reason: str) -> None:
+    """Whoever asks for the tokenizer `name` is told `reason`; all others are spared it."""
+    if name not in _BY_NAME:
+        _BROKEN[name] = reason
+
+
+def broken_tokenizers() -> dict[str, str]:
+    """Names of tokenizers that installed packages promise and cannot give, with the reasons."""
+    return dict(_BROKEN)
 
 
 def build_tokenizer(name: str, **config: Any) -> Tokenizer:

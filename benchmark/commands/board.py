@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.commands.text import styled
 from benchmark.survey import present_sources
 from leaderboard.record import Record
 from protocols.errors import HarnessError
@@ -34,7 +35,7 @@ def show_board(
     if as_json:
         print(report.json)
         return
-    print(report.full_terminal if full else report.terminal)
+    print(styled(report.full_terminal if full else report.terminal))
     print(f"\npage: {os.path.relpath(report.paths['index.html'])}")
 
 
@@ -42,7 +43,7 @@ def show_classifier(record: Record) -> None:
     """Print what was measured of one classifier that was trained elsewhere."""
     from leaderboard.validation_view import summary
 
-    print(summary(record))
+    print(styled(summary(record)))
 
 
 def show_comparison(
@@ -69,4 +70,4 @@ def show_comparison(
         evaluations=evaluations,
         protocol_argument=protocol_argument,
     )
-    print(to_json(comparison) if as_json else to_text(comparison))
+    print(to_json(comparison) if as_json else styled(to_text(comparison)))

@@ -9,6 +9,7 @@ from argparse import Namespace
 
 from benchmark.cell_command import code_digest
 from benchmark.commands.deviations import chosen_cells
+from benchmark.commands.imports import with_known_imports
 from benchmark.commands.options import (
     Parser,
     add_protocol,
@@ -68,7 +69,8 @@ def run(options: Namespace) -> int:
             "the code of methods or tokenizers is not that of the run which started this cell; start the run "
             "again, so that all of it goes on with one version"
         )
-    protocol, _, plan = chosen_cells(options)
+    protocol, selection, plan = chosen_cells(options)
+    plan = with_known_imports(plan, options, protocol, selection)
     by_id = {cell.id: cell for cell in plan}
     if options.cell not in by_id:
         raise unknown(f"cell of this selection of protocol {protocol.name}", options.cell, by_id)

@@ -15,9 +15,9 @@ Two rows of the board against each other, in every evaluation that both have.
 These methods: over seeds, three at least. These checkpoints: seed by seed, over
 the same test images. docs/statistics.md says how.
 
-A row is METHOD/TOKENIZER/TRUNK, scratch/TRUNK, or tokens/TOKENIZER for tokens
-alone; the trunk may be left out where the protocol has one. What a view tries
-follows as @NAME=VALUE.
+A row is METHOD/TOKENIZER/TRUNK, METHOD/TRUNK of a method without a tokenizer
+(scratch, maskfeat), or tokens/TOKENIZER for tokens alone; the trunk may be left
+out where the protocol has one. What a view tries follows as @NAME=VALUE.
 
 examples:
   python run_benchmark.py compare mapet/k-pixel mim/k-pixel --protocol mini

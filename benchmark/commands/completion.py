@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 import shtab
 
 from benchmark.commands import COMMANDS, load_command
-from benchmark.commands.options import Parser
+from benchmark.commands.options import Parser, add_plugins
+from benchmark.data_sets import registered_data_sets
 from benchmark.inputs import EMBEDDED_SETS, EXTERNAL_SETS
+from benchmark.metric_backends import PACKAGES
 from methods import list_methods
 from protocols import list_protocols, load_protocol
 from tokenizers import list_tokenizers
@@ -23,6 +26,7 @@ examples:
   ./run_benchmark.py completion zsh > ~/.zfunc/_run_benchmark.py
 """
 PROGRAM = "run_benchmark.py"
+FOLDERS = ("work_dir", "data_root", "stores")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -42,12 +46,14 @@ def _everything() -> Parser:
     parser, names = Parser(prog=PROGRAM, description=""), _names()
     run_command = load_command("run")
     run_command.add_arguments(parser)
+    add_plugins(parser)
     _add_names(parser, names)
     commands = parser.add_subparsers(parser_class=_Named)
     for name in COMMANDS:
         command = load_command(name)
         sub = commands.add_parser(name, help=command.SUMMARY)
         command.add_arguments(sub)
+        add_plugins(sub)
         _add_names(sub, names)
     return parser
 
@@ -67,12 +73,18 @@ def _names() -> dict[str, list[str]]:
         names = (protocol.views if kind == "views" else protocol.names(kind) for protocol in protocols)
         return sorted({name for each in names for name in each})
 
+    tokenizers = sorted({*list_tokenizers(), *of_protocols("tokenizers")})
+    data_sets = [*EMBEDDED_SETS, *EXTERNAL_SETS, *registered_data_sets()]
+    of_all = {kind: of_protocols(kind) for kind in ("trunks", "evaluations", "views")}
     return {
         "protocol": list_protocols(),
-        "data_set": [*EMBEDDED_SETS, *EXTERNAL_SETS],
-        "methods": list_methods(),
-        "tokenizers": sorted({*list_tokenizers(), *of_protocols("tokenizers")}),
-        **{kind: of_protocols(kind) for kind in ("trunks", "evaluations", "views")},
+        "data_set": data_sets,
+        "methods": ["all", "all-known", *list_methods()],
+        "tokenizers": ["all", *tokenizers],
+        "name": [*list_methods(), *tokenizers, *data_sets],  # of `check`
+        "trunk": of_all["trunks"],
+        **{key: list(PACKAGES) for key in ("track", "to")},
+        **{kind: ["all", *names] for kind, names in of_all.items()},
     }
 
 
@@ -80,7 +92,7 @@ def _add_names(parser: Parser, names: dict[str, list[str]]) -> None:
     for action in parser._actions:
         if action.dest in names and action.choices is None:
             action.choices = names[action.dest]
-        if action.dest == "manifest":
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
-        if action.dest in ("work_dir", "data_root", "out"):
+        if action.dest in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+        elif action.type is Path or action.dest in ("plugin", "from_checkpoint"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from benchmark.commands.options import Parser, protocol_argument
 from benchmark.commands.text import count, paragraph
 from benchmark.layout import check_work_dir
 from benchmark.merging import RESULTS, Outcome, merge_bundle
-from leaderboard.bundle import Bundle, open_bundle
+from leaderboard.bundle import CONFIGURATION, Bundle, open_bundle
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.frozen import digest_of
@@ -26,7 +26,8 @@ Take the cells of bundles into a work dir. Every digest is verified: of each
 file, of each record's values and id, of the parents that it was made from, and
 the predictions against the accuracy that the record states. What does not
 match is refused, with the reason; the rest is merged. Nothing that is here is
-overwritten. A merged cell has no weights; the board says where it comes from.
+overwritten. Weights come along where the bundle has them; the board says where
+a merged cell comes from. No text of a plug-in that a bundle holds is ever run.
 
 examples:
   python run_benchmark.py merge mini-there.tar
@@ -36,6 +37,7 @@ exit codes: 0 all is here now; 1 something was refused; 2 usage, or a file
 that is no bundle
 """
 GOOD, REFUSED = 0, 1
+WOULD = {"merged": "would be merged", "weights added": "weights to add"}
 MOST_SHOWN = 20
 
 
@@ -104,8 +106,8 @@ def _compared(bundle: Bundle, known: Protocol | None) -> list[str]:
     theirs = bundle.manifest.protocol
     if known is None:
         return [
-            f"Protocol {theirs.name} is not known here: report needs its file. With --protocol FILE.yaml it "
-            "is compared with the bundle's."
+            f"Protocol {theirs.name} is not known here: report needs its file{_in_bundle(bundle)}. With "
+            "--protocol FILE.yaml it is compared with the bundle's."
         ]
     if theirs.digest == known.digest:
         return []
@@ -114,6 +116,13 @@ def _compared(bundle: Bundle, known: Protocol | None) -> list[str]:
         f"It was written under version {theirs.version} of {theirs.name}, which is version {known.version} "
         f"here and differs in {', '.join(names)}: cells that used what differs stand apart on the board."
     ]
+
+
+def _in_bundle(bundle: Bundle) -> str:
+    """How to get the protocol's file out of a bundle that has it: any tar reads one."""
+    if any(one.path == CONFIGURATION for one in bundle.manifest.files):
+        return f", which `tar xf {bundle.name} {CONFIGURATION}` takes out of the bundle"
+    return ""
 
 
 def _show(
@@ -131,7 +140,7 @@ def _show(
     numbers = Counter(one.result for one in outcomes)
     for result in RESULTS:
         if numbers[result]:
-            name = "would be merged" if is_trial and result == "merged" else result
+            name = WOULD[result] if is_trial and result in WOULD else result
             print(f"  {name:15} {numbers[result]:6,}")
     for line in lines:
         print(paragraph(line, rest="  "))

@@ -1,4 +1,4 @@
-"""`list`: what can be named."""
+"""`list`: what can be named, and who brings it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from benchmark.commands.options import Parser
-from benchmark.commands.text import paragraph
-from methods import list_methods, method_spec
+from benchmark.commands.text import paragraph, styled
+from benchmark.data_sets import broken_data_sets, registered_data_sets
+from benchmark.inputs import EMBEDDED_SETS, EXTERNAL_SETS, FOLDER_PREFIX
+from methods import broken_methods, list_methods, method_spec
 from protocols import list_protocols, load_protocol
+from protocols.load import BUILT_IN, broken_protocols, protocol_origin
 from protocols.recipes import LinearProbe, NearestNeighbours, TokenClassification
 from protocols.schema import Protocol
-from tokenizers import list_tokenizers, tokenizer_spec
+from tokenizers import broken_tokenizers, list_tokenizers, tokenizer_spec
 
 SUMMARY = "what can be named"
 DESCRIPTION = """\
@@ -20,7 +23,7 @@ What can be named on the command line.
 example:
   python run_benchmark.py list methods
 """
-KINDS = ("protocols", "methods", "tokenizers", "trunks", "evaluations", "views")
+KINDS = ("protocols", "methods", "tokenizers", "trunks", "evaluations", "views", "data-sets")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -29,21 +32,43 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    """One line for each name."""
+    """One line for each name; what plug-ins bring says so, and what cannot be had says why."""
     kind = options.kind
-    if kind == "methods":
-        rows = [(name, f"{method_spec(name).title}: {method_spec(name).paper}") for name in list_methods()]
-    elif kind == "tokenizers":
-        specs = [tokenizer_spec(name) for name in list_tokenizers()]
-        rows = [(spec.name, f"{spec.summary}; teacher: {spec.teacher}") for spec in specs]
-    elif kind == "protocols":
-        rows = [(name, load_protocol(name).summary) for name in list_protocols()]
-    else:
-        rows = _of_protocols(kind, [load_protocol(name) for name in list_protocols()])
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        print(paragraph(text, first=f"{name:{width}}  ", rest=" " * (width + 2)))
+    rows, broken = _of_kind(kind)
+    rows += [(name, "cannot be used", reason) for name, reason in broken.items()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, origin, text in rows:
+        first = f"{name:{widths[0]}}  " + (f"{origin:{widths[1]}}  " if widths[1] else "")
+        print(styled(paragraph(text, first=first, rest=" " * len(first)), names=True))
     return 0
+
+
+def _of_kind(kind: str) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+    """(name, who brings it, what it is) of each, and reasons of what cannot be had."""
+    if kind == "methods":
+        methods = [method_spec(name) for name in list_methods()]
+        return [(one.name, one.origin, f"{one.title}: {one.paper}") for one in methods], broken_methods()
+    if kind == "tokenizers":
+        specs = [tokenizer_spec(name) for name in list_tokenizers()]
+        rows = [(one.name, one.origin, f"{one.summary}; teacher: {one.teacher}") for one in specs]
+        return rows, broken_tokenizers()
+    if kind == "data-sets":
+        return _data_sets(), broken_data_sets()
+    protocols = [load_protocol(name) for name in list_protocols()]
+    if kind == "protocols":
+        return [(one.name, protocol_origin(one.name), one.summary) for one in protocols], broken_protocols()
+    return [(name, "", text) for name, text in _of_protocols(kind, protocols)], {}
+
+
+def _data_sets() -> list[tuple[str, str, str]]:
+    embedded = [(name, BUILT_IN, "comes with the repository") for name in EMBEDDED_SETS]
+    external = [(name, BUILT_IN, f"under DATA_ROOT/{one.folder}") for name, one in EXTERNAL_SETS.items()]
+    of_plugins = [
+        (one.name, one.origin, f"{one.summary}; {one.licence}; under DATA_ROOT/{one.place}")
+        for one in registered_data_sets().values()
+    ]
+    folders = (f"{FOLDER_PREFIX}NAME", BUILT_IN, "DATA_ROOT/NAME/train/CLASS and DATA_ROOT/NAME/test/CLASS")
+    return [*embedded, *external, *of_plugins, folders]
 
 
 def _of_protocols(kind: str, protocols: Sequence[Protocol]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmark.layout import check_work_dir
+from benchmark.plugin_hints import check_recorded_plugins
 from benchmark.runtime import CHECKPOINT_SECONDS
 from benchmark.selection import Selection, select
 from protocols import list_protocols, load_protocol
@@ -131,6 +132,29 @@ def add_selection(parser: Parser) -> None:
     )
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """--plugin, which every command has."""
+    parser.add_argument(
+        "--plugin",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PLUGIN",
+        help="methods, tokenizers, data sets and protocols of your own: a .py file, or a folder of them",
+    )
+
+
+def plugins_in(given: Sequence[str]) -> list[str]:
+    """What follows --plugin among the words of a command, whose other options are not looked at."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_plugins(parser)
+    try:
+        found: list[str] = parser.parse_known_args(list(given))[0].plugin
+    except argparse.ArgumentError:
+        return []  # --plugin without a word after it: the command's own parser says so
+    return found
+
+
 def add_runtime(parser: Parser) -> None:
     """How cells run: what moves no number, but for the arithmetic of the device and the precision."""
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: GPUs if any")
@@ -219,15 +243,20 @@ def check_least(*numbers: tuple[str, float | None, int]) -> None:
 def read_selection(options: Namespace) -> tuple[Protocol, Selection]:
     """The protocol, with what --set changes, and the cells that the options choose of it."""
     protocol = load_protocol(options.protocol, overrides=options.set)
-    selection = select(
-        protocol,
-        methods=_names("--methods", options.methods),
-        tokenizers=_names("--tokenizers", options.tokenizers),
-        trunks=_names("--trunks", options.trunks),
-        evaluations=None if options.evaluations is None else _names("--evaluations", options.evaluations),
-        views=None if options.views is None else _names("--views", options.views),
-        seeds=None if options.seeds is None else _seeds(options.seeds),
-    )
+    methods, tokenizers = _names("--methods", options.methods), _names("--tokenizers", options.tokenizers)
+    try:
+        selection = select(
+            protocol,
+            methods=methods,
+            tokenizers=tokenizers,
+            trunks=_names("--trunks", options.trunks),
+            evaluations=None if options.evaluations is None else _names("--evaluations", options.evaluations),
+            views=None if options.views is None else _names("--views", options.views),
+            seeds=None if options.seeds is None else _seeds(options.seeds),
+        )
+    except HarnessError:
+        check_recorded_plugins(protocol.name, options.work_dir, methods=methods, tokenizers=tokenizers)
+        raise
     return protocol, selection
 
 

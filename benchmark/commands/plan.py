@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from benchmark.commands.deviations import lines_under_title, planned
+from benchmark.commands.imports import add_from_checkpoint, asked_imports
 from benchmark.commands.options import (
     Parser,
     add_protocol,
@@ -21,7 +22,7 @@ from benchmark.commands.options import (
     read_selection,
 )
 from benchmark.commands.plan_text import cell_lines, model, step_lines, summary
-from benchmark.commands.text import count, paragraph
+from benchmark.commands.text import count, paragraph, styled
 from benchmark.layout import check_work_dir
 from benchmark.measure_steps import measure_steps
 from benchmark.placement import place
@@ -52,6 +53,7 @@ def add_arguments(parser: Parser) -> None:
     """Which cells, and the machine to count for."""
     add_protocol(parser)
     add_selection(parser)
+    add_from_checkpoint(parser)
     parser.add_argument(
         "--tflops",
         type=float,
@@ -94,8 +96,12 @@ def run(options: Namespace) -> int:
         ("--gpus-per-cell", options.gpus_per_cell, 1),
         ("--accumulation", options.accumulation, 1),
     )
-    protocol, selection = read_selection(options)
-    plan = planned(protocol, selection, given=options.protocol)
+    imports = asked_imports(options)
+    if imports is None:
+        protocol, selection = read_selection(options)
+        plan = planned(protocol, selection, given=options.protocol)
+    else:
+        protocol, selection, plan = imports.chosen
     lines = lines_under_title(options, protocol, selection)
     states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
     present = count_gpus()
@@ -111,11 +117,11 @@ def run(options: Namespace) -> int:
     print(paragraph(title))
     for line in lines:
         print(paragraph(line, rest="  "))
-    print("\n" + summary(states, protocol, forecast))
+    print("\n" + styled(summary(states, protocol, forecast)))
     if options.cells:
-        print("\n" + cell_lines(states, forecast))
+        print("\n" + styled(cell_lines(states, forecast), has_states=True))
     if options.probe and forecast["steps"]:
-        print("\n" + step_lines(forecast))
+        print("\n" + styled(step_lines(forecast)))
     is_for_gpus = bool(present or options.gpus or options.tflops)
     print("\n" + model(forecast, is_rate_given=options.tflops is not None, is_for_gpus=is_for_gpus))
     missing = forecast["missing"]

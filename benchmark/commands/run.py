@@ -12,6 +12,7 @@ from benchmark.cell_command import cell_arguments
 from benchmark.cluster_file import load_cluster_file
 from benchmark.commands.board import show_board
 from benchmark.commands.deviations import chosen_cells, idle_lines
+from benchmark.commands.imports import add_from_checkpoint, asked_imports
 from benchmark.commands.options import (
     Parser,
     add_protocol,
@@ -38,6 +39,7 @@ from benchmark.progress import choose_display
 from benchmark.runtime import Runtime, count_gpus, detect_runtime
 from benchmark.step_costs import DamagedCosts, StepCosts, known_costs
 from benchmark.survey import CellState, made_anew, refuse_damaged, survey
+from benchmark.tracking import check_tracking, tracked
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
@@ -55,11 +57,14 @@ other commands, each with its own --help:
   pack        decode the images of pre-training once, for all methods
   tokenize    token stores alone, in one or many processes
   verify      is a token store whole, and do its images give its tokens?
+  check       a method, tokenizer or data set against its contract
   validate    a fine-tuned classifier from a file, measured as it is
+  convert     weights as timm loads them, with a model card
   report      the board again, from the records alone
   compare     two rows, as checkpoints and as methods
   bundle      records and predictions in one file, for others to merge
   merge       another lab's records and predictions into this work dir
+  track       curves and results to TensorBoard or W&B, also afterwards
   patterns    masks and attention masks of every method, drawn on an image
   gallery     image patches that carry a code, from a token store
   explain     every value of a protocol, and who says so
@@ -72,6 +77,7 @@ examples:
   python run_benchmark.py --protocol mini --methods all
   python run_benchmark.py --protocol mini --methods mim mapet --seeds 0 1 2
   python run_benchmark.py --protocol mini --set pretraining.peak_lr=1e-3
+  python run_benchmark.py --protocol mini --from-checkpoint weights.safetensors
   python run_benchmark.py plan --protocol fair300 --methods all
   python run_benchmark.py --protocol fair300 --data-root DIR --workers 8 \\
       --precision bf16 --cluster cluster.yaml --dry-run
@@ -87,6 +93,7 @@ def add_arguments(parser: Parser) -> None:
     """Which cells, and how to run them."""
     add_protocol(parser)
     add_selection(parser)
+    add_from_checkpoint(parser)
     add_runtime(parser)
     add_spread(parser)
     add_cluster(parser)
@@ -98,6 +105,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="manifests of data sets, where they do not lie beside the data (see data)",
     )
+    parser.add_argument(
+        "--track",
+        nargs="+",
+        metavar="NAME",
+        help="show curves in tensorboard or wandb, optional packages (see track)",
+    )
     parser.add_argument("--redo-failed", action="store_true", help="run failed cells again")
     parser.add_argument("--redo-stale", action="store_true", help="run stale cells again (see status)")
     parser.add_argument("--quiet", action="store_true", help="show the board alone")
@@ -107,13 +120,17 @@ def run(options: Namespace) -> int:
     """Check everything, run or submit, show the board."""
     check_runtime(options)
     check_cluster(options)
-    protocol, selection, plan = chosen_cells(options)
-    if options.set:
+    backends = check_tracking(options)
+    imports = asked_imports(options)
+    protocol, selection, plan = chosen_cells(options) if imports is None else imports.chosen
+    if options.set and imports is None:
         for line in idle_lines(options, load_protocol(options.protocol), selection):
             print(line, file=sys.stderr)
     cluster = None if options.cluster is None else load_cluster_file(options.cluster)
     runtime = _runtime(options) if cluster is None else cluster_runtime(options, cluster)
     check_work_dir(options.work_dir)
+    if imports is not None:
+        imports.keep(options.work_dir)
     states = made_anew(
         survey(plan, protocol, options.work_dir, data_root=options.data_root),
         redo_failed=options.redo_failed,
@@ -150,7 +167,10 @@ def run(options: Namespace) -> int:
             print(paragraph(line, rest="  "), file=sys.stderr)
     if cluster is not None:
         return submit(options, protocol, states, cluster, runtime_of=placement.of)
-    with choose_display(quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name) as display:
+    with (
+        tracked(backends, options, protocol),
+        choose_display(quiet=options.quiet, work_dir=options.work_dir, protocol=protocol.name) as display,
+    ):
         records = execute(
             plan,
             protocol,

@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmark.cluster_queue import Queue, accounted_states, as_json, queue_of, with_queue
 from benchmark.commands.deviations import lines_under_title, planned
+from benchmark.commands.imports import with_known_imports
 from benchmark.commands.options import Parser, add_protocol, add_selection, read_selection
-from benchmark.commands.text import count, paragraph, table
+from benchmark.commands.text import count, paragraph, styled, table
 from benchmark.layout import LOG_NAME, cell_folder
 from benchmark.plan import STAGES
 from benchmark.plan_cost import tried_values
@@ -51,6 +52,7 @@ def run(options: Namespace) -> int:
     """Survey and show."""
     protocol, selection = read_selection(options)
     plan = planned(protocol, selection, given=options.protocol)
+    plan = with_known_imports(plan, options, protocol, selection)
     lines = lines_under_title(options, protocol, selection)
     states = survey(plan, protocol, options.work_dir, data_root=options.data_root)
     queue = queue_of(options.work_dir, protocol.name)
@@ -62,7 +64,7 @@ def run(options: Namespace) -> int:
     print(f"{protocol.name}, version {protocol.version}, in {options.work_dir}: {count(len(states), 'cell')}")
     for line in lines:
         print(paragraph(line, rest="  "))
-    print("\n" + _counts(states, queue))
+    print("\n" + styled(_counts(states, queue), has_states=True))
     merged = sum(one.is_merged for one in states)
     if merged:
         print(f"\nmerged from bundles, not made here: {count(merged, 'cell')}")
@@ -71,7 +73,7 @@ def run(options: Namespace) -> int:
         chosen = [one for one in states if one.state == state]
         if not chosen:
             continue
-        print(f"\n{state}" + (f" ({advice}):" if advice else ":"))
+        print("\n" + styled(state, has_states=True) + (f" ({advice}):" if advice else ":"))
         if state == "blocked":
             print(_blocked(chosen))
             continue

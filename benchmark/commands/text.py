@@ -1,14 +1,31 @@
-"""Plain text for terminals of 80 columns and for pipes: tables, paragraphs, quantities."""
+"""Plain text for terminals of 80 columns and for pipes: tables, paragraphs, quantities.
+
+The letters are the same everywhere; a terminal sees some of them bold or in colour.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Collection, Sequence
+
+from rich.console import Console
+from rich.text import Text
 
 from protocols.errors import shown
 
 NARROWEST, WIDEST = 60, 110
+_RULE = re.compile(r"[-=]{3,}[-= ]*")
+# States of cells, as `status` and `plan` name them: what stands in the way is red.
+_STYLES = {
+    r"\b(failed|damaged|blocked|refused)\b": "red",
+    r"\b(stale|resumable)\b": "yellow",
+    r"\brunning\b": "cyan",
+    r"\bdone\b": "green",
+}
 
 
 def width() -> int:
@@ -34,6 +51,34 @@ def table(
     if total:
         lines.insert(-1, lines[1])
     return "\n".join(lines)
+
+
+def styled(text: str, *, has_states: bool = False, names: bool = False) -> str:
+    """`text` as it is in a pipe or a file; on a terminal with heads of tables bold, rules dim, alarms red.
+
+    `has_states`: words for the state of a cell have their colours. `names`: each line that is not indented
+    begins with a name, which is bold. Without colours where NO_COLOR or the terminal asks for none.
+    """
+    if not Console(file=sys.stdout).is_terminal:
+        return text
+    lines = [Text(line, no_wrap=True) for line in text.split("\n")]
+    for line, following in zip(lines, [*lines[1:], Text()], strict=True):
+        if _RULE.fullmatch(line.plain):
+            line.stylize("dim")
+        elif line.plain.startswith("!! "):
+            line.stylize("bold red")
+        elif _RULE.fullmatch(following.plain):
+            line.stylize("bold")
+        elif has_states:
+            for words, style in _STYLES.items():
+                line.highlight_regex(words, style)
+        if names and line.plain and not line.plain[0].isspace():
+            line.stylize("bold", 0, len(line.plain.split(" ", 1)[0]))
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=max(1, *(len(line.plain) for line in lines)))
+    for line in lines:
+        console.print(line, overflow="ignore", crop=False, highlight=False)
+    return stream.getvalue().removesuffix("\n")
 
 
 def paragraph(text: str, *, first: str = "", rest: str = "") -> str:

@@ -153,8 +153,8 @@ class Lab:
         self.records[cell.id] = write_record(folder, record)
         return self.records[cell.id]
 
-    def bundle(self, out: Path, cells: Iterable[str] | None = None) -> Written:
-        """Write a bundle of all cells, or of `cells` and what they were made from."""
+    def bundle(self, out: Path, cells: Iterable[str] | None = None, **more: Any) -> Written:
+        """Write a bundle of all cells, or of `cells` and their parents; `more` is write_bundle's."""
         return write_bundle(
             out,
             self.work_dir,
@@ -162,6 +162,7 @@ class Lab:
             sorted(self.records) if cells is None else cells,
             harness=HARNESS,
             ids_of=ids_of_record,
+            **more,
         )
 
 

@@ -127,7 +127,7 @@ def test_a_reader_that_has_seen_enough_is_no_error_but_not_the_end_either() -> N
     [
         ("protocols", ["mini", "fair300"]),
         ("methods", ["mapet", "scratch"]),
-        ("tokenizers", ["supervised (ImageNet-1k labels)"]),
+        ("tokenizers", ["k-feature  built in  k-means on a map", "supervised"]),
         ("trunks", ["vit-mini   64 wide, 4 deep, patches of 4 (mini)", "vit-b"]),
         ("evaluations", ["finetune       fine-tuning of all weights (cifar, fair300, mini)", "token-mlp"]),
         ("views", ["table6", "Cutting point"]),

@@ -323,6 +323,15 @@ def test_completion_for_bash(capsys: pytest.CaptureFixture[str]) -> None:
     assert completed(script, program, "plan", "--protocol", "fair") == ["fair300"]
     assert "--redo-stale" not in completed(script, program, "plan", "--")
     assert set(completed(script, program, "plan", "--views", "table")) >= {"table1", "table6"}
+    assert set(completed(script, program, "--methods", "all")) == {"all", "all-known"}
+    assert completed(script, program, "--track", "tensor") == ["tensorboard"]
+    assert set(completed(script, program, "track", "--to", "")) == {"tensorboard", "wandb"}
+    assert "k-pixel" in completed(script, program, "check", "k-p")
+    Path("ring.py").touch()
+    Path("weights.safetensors").touch()
+    assert "ring.py" in completed(script, program, "check", "mim", "--plugin", "ri")
+    assert "weights.safetensors" in completed(script, program, "--from-checkpoint", "weig")
+    assert "weights.safetensors" in completed(script, program, "convert", "weig")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "tcsh", "fish"])

@@ -131,6 +131,17 @@ def test_two_processes_and_accumulation_give_the_same_training(tmp_path: Path) -
             torch.testing.assert_close(other["weights"][key], value, atol=5e-5, rtol=0, msg=f"{name} {key}")
 
 
+def test_a_contrast_among_images_is_the_same_in_micro_batches(tmp_path: Path) -> None:
+    """Of a global batch of 32 and groups of 8; cut into single images it would be refused."""
+    one = run(tmp_path / "one", "splitmask", drop_path=0.0)
+    parts = run(tmp_path / "parts", "splitmask", drop_path=0.0, accumulation=4)
+    assert parts["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    for key, value in one["weights"].items():
+        torch.testing.assert_close(parts["weights"][key], value, atol=5e-5, rtol=0, msg=key)
+    with pytest.raises(ProtocolViolation, match="in whole groups of 8 images"):
+        run(tmp_path / "single", "splitmask", drop_path=0.0, accumulation=8)
+
+
 def test_two_stopped_processes_resume_to_the_same_bits(tmp_path: Path) -> None:
     train_as_two(tmp_path / "whole", "mapet", 0.3, "fp32")
     train_as_two(tmp_path / "parts", "mapet", 0.3, "fp32", 13)

@@ -25,7 +25,7 @@ from benchmark.runtime import Runtime
 from benchmark.step_choices import computed_as_chosen
 from benchmark.step_costs import _Here
 from benchmark.step_probe import this_machine
-from methods import build_method
+from methods import build_method, method_spec
 from methods.trunk import build_classifier
 from protocols import load_protocol
 from protocols.schema import TrunkSpec
@@ -38,6 +38,9 @@ METHODS: dict[str, dict[str, object]] = {
         "mask_count": 6, "min_block": 2, "regressor_depth": 1, "decoder_depth": 1, "decoder_width": 16,
         "decoder_heads": 2, "alignment_weight": 1.0,
     },
+    "splitmask": {"contrast_group": 3},
+    "maskfeat": {"mask_count": 6, "min_block": 2},
+    "beit-v2": {"mask_count": 6, "min_block": 2, "head_depth": 1},
 }  # fmt: skip
 
 
@@ -46,11 +49,12 @@ def runtime(**choices: bool) -> Runtime:
 
 
 def pretraining(name: str) -> tuple[nn.Module, Batch]:
-    method = build_method(name, trunk=TRUNK, codebook_size=11, seed=0, **METHODS[name])
+    codes = 11 if method_spec(name).uses_tokens else 0
+    method = build_method(name, trunk=TRUNK, codebook_size=codes, seed=0, **METHODS[name])
     generator = torch.Generator().manual_seed(0)
     batch = {
         "pixels": torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator),
-        "tokens": torch.randint(11, (6, 16), generator=generator),
+        "tokens": torch.randint(11, (6, 16 if codes else 0), generator=generator),
         "pattern": method.draw(torch.arange(6), 0, 0),
     }
     return PretrainingObjective(method, mean=(0.5,) * 3, std=(0.5,) * 3), batch

@@ -124,14 +124,25 @@ def _read_cluster(folder: Path, content: bytes) -> object:
 
 @cache
 def _lab_bundle() -> bytes:
-    """A bundle of one probe with all that it was made from."""
+    """A bundle of one probe with all that it was made from, weights and a plug-in's text included."""
     import tempfile
 
     from tests.benchmark.made_records import Lab
+    from tests.error_settings import TINY
 
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", methods=["mim"])
-        lab.bundle(Path(folder) / "lab.tar", [lab.id("linear-probe")])
+        trunk = lab.folder("pretrain") / "checkpoints" / "backbone.safetensors"
+        trunk.parent.mkdir()
+        trunk.write_bytes(f"tokens checkpoints/backbone.safetensors {lab.id('pretrain')}".encode())
+        plugins = {"ring.py": b"METHODS = ()\n"}
+        lab.bundle(
+            Path(folder) / "lab.tar",
+            [lab.id("linear-probe")],
+            with_weights=True,
+            configuration=TINY.read_bytes(),
+            plugins=plugins,
+        )
         return (Path(folder) / "lab.tar").read_bytes()
 
 

@@ -26,9 +26,12 @@ from protocols.schema import Protocol
 Numbers = Callable[[Cell], Mapping[str, float]]
 
 
-def planned_cells(protocol: Protocol, *, seeds: Iterable[int] | None = None) -> list[Cell]:
-    """Every cell of every view of `protocol`."""
-    return make_plan(protocol, select(protocol, views=["all"], seeds=seeds))
+def planned_cells(
+    protocol: Protocol, *, seeds: Iterable[int] | None = None, methods: Iterable[str] | None = None
+) -> list[Cell]:
+    """Every cell of the protocol's views: of all methods that it lists, or of those that are named."""
+    chosen = ["all", *protocol.names("methods")] if methods is None else methods
+    return make_plan(protocol, select(protocol, methods=chosen, views=["all"], seeds=seeds))
 
 
 def planned_records(protocol: Protocol, cells: Iterable[Cell], numbers: Numbers) -> list[Record]:

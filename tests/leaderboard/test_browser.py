@@ -187,6 +187,11 @@ def test_a_phone_scrolls_tables_and_never_the_page(page: Any) -> None:
     page.locator("#table1 button.more").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#board-row-1").bounding_box()["width"] <= 360
+    # The first column stays where it is: a long name must not cover what is read beside it.
+    frozen = page.locator("#board tbody > tr > td:first-child:has(> .more), #table1-table td:has(> .more)")
+    widths = frozen.evaluate_all("cells => cells.map(cell => cell.offsetWidth)")
+    assert len(widths) > 5
+    assert max(widths) <= 180
 
 
 def test_it_is_dark_where_the_reader_is(page: Any) -> None:

@@ -48,7 +48,7 @@ def test_a_bundle_holds_a_cell_and_all_that_it_was_made_from(lab: Lab, whole: Pa
     assert names[1:] == sorted(names[1:])
     assert {name.split("/")[1] for name in names if name.startswith("cells/")} == ids
     assert {name.rpartition("/")[2] for name in names} == {
-        MANIFEST, PROTOCOL, "record.json", "metrics.jsonl", PREDICTIONS_NAME,
+        MANIFEST, PROTOCOL, "record.json", "metrics.jsonl", "card.md", PREDICTIONS_NAME,
     }  # fmt: skip
     manifest, files = contents_of(whole)
     assert {one.cell_id for one in manifest.cells} == ids

@@ -47,7 +47,7 @@ def whole(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_manifest_of_another_format_or_with_a_strange_path_is_refused(whole: Path, tmp_path: Path) -> None:
     manifest, files = contents_of(whole)
-    forge(tmp_path / "newer.tar", manifest, files, format_version=2)
+    forge(tmp_path / "newer.tar", manifest, files, format_version=3)
     with pytest.raises(HarnessError, match="of a newer harness: format_version"):
         outcomes(tmp_path / "newer.tar")
     # An origin of any length would be too long to be read again, and stop every board.

@@ -66,7 +66,8 @@ class Campaign:
 
     def __init__(self, protocol: Protocol) -> None:
         self.slices, self.settings = protocol.slices, Settings.of(protocol)
-        self.records = {record.cell_id: record for record in campaign_records(protocol)}
+        every = campaign_records(protocol, methods=["all", *protocol.names("methods")])
+        self.records = {record.cell_id: record for record in every}
         self.rows: dict[tuple[str, str], dict[RowKey, Run]] = {}
         for run in self.runs(self.records.values()):
             assert run.standing == "board", (run.record.cell_id, run.differing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 from xml.etree import ElementTree
@@ -16,11 +17,12 @@ from scipy.stats import t as student
 
 from leaderboard import figures as module
 from leaderboard.compute import compute_section
-from leaderboard.figure_dots import DotPanel, DotRow, _limits
+from leaderboard.figure_dots import HEADING, LINE, ROW, DotPanel, DotRow, _height, _limits, draw_dots
 from leaderboard.figure_style import inlined, look_of, style_variables
 from leaderboard.figures import interval_over_seeds, table_figures
 from leaderboard.sections import Figure
 from leaderboard.statistics import accuracy_interval
+from leaderboard.tables import METHODS
 from leaderboard.view_table import PLACE_COLUMNS, ViewTable
 from leaderboard.views import view_tables
 from tests.leaderboard.studies import studied
@@ -111,8 +113,26 @@ class TestRows:
         rows = [("MaPeT", "VQ-KD", "30", "0.85"), ("scratch", "-", "-", "-"), ("-", "k-CLIP", "-", "-")]
         table_figures([table([place(0), place(1), place(2)], rows, row_headers=headers)])  # type: ignore[arg-type]
         assert [(row.label, row.group) for row in panels[0].rows] == [
-            ("MaPeT, cutting point 30", "VQ-KD"), ("scratch", ""), ("k-CLIP", ""),
+            ("MaPeT, cutting point 30", "VQ-KD"), ("scratch", "without a tokenizer"), ("k-CLIP", ""),
         ]  # fmt: skip
+
+    def test_a_row_without_a_tokenizer_stands_under_no_other_ones_name(self, panels: list[DotPanel]) -> None:
+        rows = [("scratch", "-"), ("MIM", "k-pixel"), ("MaskFeat", "-"), ("Mine", "k-pixel")]
+        lines = [place(number, tokenizer=name) for number, name in enumerate(("", "k-pixel", "", "k-pixel"))]
+        table_figures([table(lines, rows)])
+        assert [row.group for row in panels[0].rows] == ["", "k-pixel", "without a tokenizer", "k-pixel"]
+        # Each of the three names stands above its rows, and has room there.
+        plain = replace(panels[0], rows=tuple(replace(row, group="") for row in panels[0].rows))
+        assert _height(panels[0]) - _height(plain) == pytest.approx(3 * HEADING)
+
+    def test_a_label_of_several_lines_has_room_for_them(self) -> None:
+        long = DotRow(label="A title that is longer than a line (plug-in file.py)", group="", mean=71.0)
+        short = DotRow(label="MIM", group="", mean=72.0)
+        (axes,) = draw_dots([DotPanel(title="", rows=(short, long, short))], label="top-1").axes
+        first, second, third = axes.get_yticks()
+        lines = axes.get_yticklabels()[1].get_text().count("\n")
+        assert lines > 0
+        assert (second - first, third - second) == pytest.approx((1 + lines * LINE / ROW / 2,) * 2)
 
     def test_too_many_rows_are_counted(self, panels: list[DotPanel], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MOST_ROWS", 3)
@@ -231,16 +251,21 @@ class TestStyle:
     @pytest.mark.parametrize(("dark", "ground"), [(False, "#ffffff"), (True, "#15191d")])
     def test_every_series_stands_out_from_its_ground(self, dark: bool, ground: str) -> None:
         """Three to one, as WCAG 2.1 asks of graphical objects (criterion 1.4.11)."""
-        colours = re.findall(r"--series-\d: (#[0-9a-f]{6});", style_variables(dark=dark))
-        assert len(set(colours)) == 7
+        colours = re.findall(r"--series-\d+: (#[0-9a-f]{6});", style_variables(dark=dark))
+        assert len(set(colours)) == len(colours) == 12
         for colour in colours:
             light, low = sorted((_luminance(colour), _luminance(ground)), reverse=True)
             assert (light + 0.05) / (low + 0.05) >= 3
 
     def test_methods_differ_in_more_than_colour(self) -> None:
-        known = [look_of(name) for name in ("mim", "pim", "mapet", "beit", "cae")]
-        others = [look_of(name, ["mim", "mine", "yours"]) for name in ("mine", "yours")]
-        assert len({look.marker for look in [*known, *others]}) == 7
+        known = [look_of(name) for name in METHODS]
+        plugins = ["mine", "yours", "theirs", "whose"]
+        others = [look_of(name, ["mim", *plugins]) for name in plugins]
+        assert len({look.marker for look in [*known, *others]}) == 12
+        # In grey as well: the paper's, the harness's further ones, those of plug-ins.
+        assert [{look.line for look in several} for several in (known[:5], known[5:], others)] == [
+            {"-"}, {"--"}, {"-."},
+        ]  # fmt: skip
 
 
 def test_more_methods_than_can_be_told_apart_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def numbers_of_the_paper() -> dict[Key, dict[str, float]]:
     return numbers
 
 
-CELLS = {cell.id: cell for cell in planned_cells(PROTOCOL)}
+CELLS = {cell.id: cell for cell in planned_cells(PROTOCOL, methods=["all"])}
 NUMBERS = numbers_of_the_paper()
 
 

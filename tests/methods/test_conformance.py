@@ -1,14 +1,19 @@
-"""What every registered method must do, whatever its objective."""
+"""What every registered method must do, whatever its objective: what `check` tries, and some more."""
 
 from __future__ import annotations
 
 import ast
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
+from benchmark.conformance import Check, Finding, examined
+from benchmark.conformance_contract import CONTRACT, TRUNK_ALONE
+from benchmark.conformance_leaks import LEAKS
+from benchmark.conformance_method import MethodUnderTest
+from benchmark.conformance_training import TRAINING
 from methods import build_method, list_methods, method_spec
 from methods.base import Method
 from methods.specs import _SHARED_SOURCES, ROOT
@@ -30,6 +35,9 @@ OWN: dict[str, dict[str, Any]] = {
         "alignment_weight": 0.5,
     },
     "scratch": {},
+    "splitmask": {"contrast_group": 2},
+    "maskfeat": {"min_block": 5},
+    "beit-v2": {"mask_count": 30, "min_block": 5},
 }
 # What no training runs.
 NOT_TRAINED_WITH = {"reference.py"}
@@ -38,131 +46,62 @@ PRETRAINED = [name for name in list_methods() if method_spec(name).pretrains]
 
 def build(name: str, *, seed: int = 0, drop_path: float = 0.0, **changes: Any) -> Method:
     trunk = TRUNK.model_copy(update={"drop_path": drop_path})
-    return build_method(name, trunk=trunk, codebook_size=CODES, seed=seed, **(OWN[name] | changes))
+    return build_method(name, trunk=trunk, codebook_size=codes(name), seed=seed, **(OWN[name] | changes))
 
 
-def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, 32, 32, generator=generator)
-    tokens = torch.randint(CODES, (size, TRUNK.patches), generator=generator)
-    return images, tokens
+def codes(name: str) -> int:
+    return CODES if method_spec(name).uses_tokens else 0
+
+
+@cache
+def under_test(name: str) -> MethodUnderTest:
+    """The method as `check` examines it, at these sizes."""
+    spec = method_spec(name)
+    return MethodUnderTest(spec, TRUNK, spec.resolve(OWN[name], trunk=TRUNK), codes(name))
 
 
 def test_every_method_has_a_configuration_here() -> None:
     assert set(OWN) == set(list_methods())
 
 
+def failures(name: str, check: Check[MethodUnderTest]) -> list[Finding]:
+    found = list(examined([check], under_test(name)))
+    assert found
+    return [one for one in found if one.status == "FAILED"]
+
+
+@pytest.mark.parametrize("check", [*CONTRACT[2:], *LEAKS, *TRAINING], ids=lambda check: check.name)
 @pytest.mark.parametrize("name", PRETRAINED)
-class TestObjective:
-    def test_finite_loss_and_a_gradient_everywhere(self, name: str) -> None:
-        method = build(name)
-        images, tokens = batch()
-        pattern = method.draw(torch.arange(6), epoch=0, seed=0)
-        out = method(images, tokens, pattern)
-        assert out["loss"].isfinite()
-        assert out["logits"].shape[-1] == CODES
-        assert out["logits"].shape[:-1] == out["targets"].shape
-        assert out["targets"].numel() == int(method.count_targets(pattern))
-        out["loss"].backward()
-        for key, parameter in method.named_parameters():
-            assert parameter.grad is not None, key
-            assert parameter.grad.isfinite().all(), key
-            assert parameter.grad.abs().sum() > 0, key
+def test_the_method_does_what_check_asks_of_every_method(name: str, check: Check[MethodUnderTest]) -> None:
+    assert not failures(name, check)
 
-    def test_draw_is_pure_in_seed_epoch_and_sample_id(self, name: str) -> None:
-        method = build(name)
-        ids = torch.tensor([5, 0, 2**40, 77])
-        together = method.draw(ids, epoch=3, seed=1)
-        torch.manual_seed(99)
-        for index, sample_id in enumerate(ids):
-            alone = method.draw(sample_id[None], epoch=3, seed=1)
-            assert torch.equal(alone[0], together[index])
-        assert together.dtype == method.pattern_dtype
-        assert not torch.equal(together, method.draw(ids, epoch=4, seed=1))
-        assert not torch.equal(together, method.draw(ids, epoch=3, seed=2))
-        assert not torch.equal(together[0], together[1])
 
-    def test_loss_falls_in_a_few_steps(self, name: str) -> None:
-        method = build(name)
-        images, tokens = batch(16)
-        optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
-        losses = []
-        for _ in range(20):
-            loss = method(images, tokens, method.draw(torch.arange(16), epoch=0, seed=0))["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert losses[-1] < losses[0] - 0.1
-
-    def test_dropped_paths_follow_the_global_seed(self, name: str) -> None:
-        method = build(name, drop_path=0.5).train()
-        images, tokens = batch()
-        pattern = method.draw(torch.arange(6), epoch=0, seed=0)
-        losses = []
-        for seed in (1, 1, 2):
-            torch.manual_seed(seed)
-            losses.append(method(images, tokens, pattern)["loss"].item())
-        assert losses[0] == losses[1] != losses[2]
-
-    def test_bfloat16_autocast(self, name: str) -> None:
-        method = build(name)
-        images, tokens = batch()
-        pattern = method.draw(torch.arange(6), epoch=0, seed=0)
-        exact = method(images, tokens, pattern)["loss"]
-        with torch.autocast("cpu", torch.bfloat16):
-            half = method(images, tokens, pattern)["loss"]
-        assert half.dtype == torch.float32
-        assert abs(half - exact) < 0.05
-
-    @pytest.mark.parametrize("wrong", ["tokens", "pattern", "dtype"])
-    def test_wrong_shapes_are_named(self, name: str, wrong: str) -> None:
-        method = build(name)
-        images, tokens = batch()
-        pattern = method.draw(torch.arange(6), epoch=0, seed=0)
-        if wrong == "tokens":
-            tokens = tokens[:, :-1]
-        elif wrong == "pattern":
-            pattern = pattern[:, :-1]
-        else:
-            pattern = pattern.to(torch.float32)
-        with pytest.raises(ValueError, match="tokens" if wrong == "tokens" else "pattern"):
-            method(images, tokens, pattern)
+@cache
+def trunk_findings(name: str) -> dict[str, str]:
+    return {one.what: one.status for one in examined(TRUNK_ALONE, under_test(name))}
 
 
 @pytest.mark.parametrize("name", list_methods())
-class TestTrunk:
-    def test_backbone_loads_strictly_in_plain_timm(self, name: str) -> None:
-        method = build(name)
-        plain = VisionTransformer(
-            img_size=32, patch_size=4, embed_dim=32, depth=3, num_heads=2, init_values=0.1, num_classes=0
-        )
-        plain.load_state_dict(method.export_backbone(), strict=True)
-        images, _ = batch()
-        torch.testing.assert_close(
-            plain.eval().forward_features(images), method.trunk.eval().forward_features(images)
-        )
+def test_equal_seeds_give_equal_trunks_in_every_method(name: str) -> None:
+    found = trunk_findings(name)
+    assert (found["initialisation"], found["equal trunk"]) == ("ok", "ok")
 
-    def test_equal_seeds_give_equal_trunks_in_every_method(self, name: str) -> None:
-        ours, reference = build(name, seed=3).export_backbone(), build("mim", seed=3).export_backbone()
-        assert ours.keys() == reference.keys()
-        assert all(torch.equal(ours[key], reference[key]) for key in ours)
-        other = build(name, seed=4).export_backbone()
-        assert not torch.equal(ours["patch_embed.proj.weight"], other["patch_embed.proj.weight"])
 
-    def test_without_a_seed_the_global_generator_decides(self, name: str) -> None:
-        trunks = []
-        for _ in range(2):
-            torch.manual_seed(7)
-            trunks.append(build_method(name, trunk=TRUNK, codebook_size=CODES, **OWN[name]).export_backbone())
-        assert torch.equal(trunks[0]["pos_embed"], trunks[1]["pos_embed"])
+@pytest.mark.parametrize("name", list_methods())
+def test_backbone_loads_strictly_in_plain_timm(name: str) -> None:
+    found = trunk_findings(name)
+    assert (found["exported backbone"], found["loads in timm"]) == ("ok", "ok")
+    assert found["weight decay"] == "ok"
 
-    def test_export_is_a_copy(self, name: str) -> None:
-        method = build(name)
-        exported = method.export_backbone()["pos_embed"]
-        with torch.no_grad():
-            method.trunk.pos_embed.add_(1)  # type: ignore[union-attr]
-        assert not torch.equal(exported, method.export_backbone()["pos_embed"])
+
+@pytest.mark.parametrize("name", list_methods())
+def test_without_a_seed_the_global_generator_decides(name: str) -> None:
+    trunks = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        method = build_method(name, trunk=TRUNK, codebook_size=codes(name), **OWN[name])
+        trunks.append(method.export_backbone())
+    assert torch.equal(trunks[0]["pos_embed"], trunks[1]["pos_embed"])
 
 
 class TestErrors:
@@ -191,6 +130,10 @@ class TestErrors:
             ("cae", {"alignment_weight": -1.0}),
             ("cae", {"min_block": 60, "mask_count": 60}),
             ("beit", {"min_block": 60, "mask_count": 60}),
+            ("maskfeat", {"mask_count": 65}),
+            ("beit-v2", {"head_depth": 0}),
+            ("splitmask", {"contrast_group": 1}),
+            ("splitmask", {"temperature": 0.0}),
         ],
     )
     def test_out_of_range(self, name: str, change: dict[str, Any]) -> None:
@@ -198,7 +141,7 @@ class TestErrors:
             build(name, **change)
 
     def test_nothing_masked(self) -> None:
-        images, tokens = batch()
+        images, tokens = torch.zeros(6, 3, 32, 32), torch.zeros(6, TRUNK.patches, dtype=torch.int64)
         with pytest.raises(ValueError, match="predicts nothing"):
             build("beit")(images, tokens, torch.zeros(6, TRUNK.patches, dtype=torch.bool))
 

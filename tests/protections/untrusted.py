@@ -184,7 +184,7 @@ PROTECTIONS = (
     Protection(
         promise="a bundle names no file but its cells' own",
         file="leaderboard/bundle.py",
-        removed='    path: Annotated[str, Field(pattern=rf"{CELL_PATH}|^protocol\\.json$")]\n',
+        removed='    path: Annotated[str, Field(pattern=rf"{CELL_PATH}|{OWN_PATH}")]\n',
         instead="    path: str\n",
         test="tests/leaderboard/test_bundle_forgeries.py::"
         "test_a_manifest_of_another_format_or_with_a_strange_path_is_refused",

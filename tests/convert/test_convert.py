@@ -1,0 +1,379 @@
+"""Converted weights give timm the very features that their source gives; cards; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from benchmark.checkpoint import save_weights
+from benchmark.classification import evaluation_batches
+from benchmark.convert import convert
+from benchmark.convert_sizes import sizes_of
+from benchmark.equal_compute import resolve_method
+from leaderboard.record import read_record, write_record
+from methods import build_method, list_methods, method_spec
+from methods.trunk import build_trunk
+from protocols import load_protocol
+from protocols.errors import HarnessError
+from tests.benchmark.conftest import Line
+from tests.benchmark.made_classifiers import as_reference, timm_vit_tiny
+from tests.convert.made_weights import (
+    REFERENCES,
+    RELATIVE,
+    embedded,
+    golden,
+    published,
+    run_card,
+    tokens_of,
+    weights_of,
+)
+
+ATOL = 1e-5
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=ATOL)
+
+
+# Published weights --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VisionTransformer]:
+    """What the cards of converted reference weights load, each with timm alone."""
+    folder, loaded = tmp_path_factory.mktemp("published"), {}
+    for name, (_, _, heads) in REFERENCES.items():
+        source = published(folder / f"{name}.pth", name)
+        done = convert(source, folder / f"{name}.safetensors", heads=heads)
+        assert not any(
+            key.startswith(("decoder", "mask", "lm_head", "teacher")) for key in load_file(done.out)
+        )
+        loaded[name] = run_card(done.card)["model"]
+    return loaded
+
+
+def test_mapets_tokens_are_the_references_own(models: dict[str, VisionTransformer]) -> None:
+    data, model = golden("mapet_tiny"), models["mapet"]
+    close(tokens_of(model, embedded(model, data["images"])), data["vit_tokens_before_norm"])
+
+
+@torch.inference_mode()
+def test_beits_logits_are_the_references_own(models: dict[str, VisionTransformer]) -> None:
+    """Its mask token and head, which are no part of the trunk, are put around timm's model here."""
+    data, model = golden("beit_pretrain_tiny_abspos"), models["beit"]
+    own, is_masked = weights_of(data, "w."), data["in.mask"].bool()
+    patches = model.patch_embed(data["in.images"])
+    patches = torch.where(is_masked[..., None], own["mask_token"], patches)
+    rows = model.norm(tokens_of(model, embedded(model, data["in.images"], patches)))[:, 1:]
+    logits = rows @ own["lm_head.weight"].T + own["lm_head.bias"]
+    close(logits[is_masked], data["out.logits_masked"])
+
+
+@torch.inference_mode()
+def test_caes_encoding_is_the_references_own(models: dict[str, VisionTransformer]) -> None:
+    """Of the visible patches alone, as its encoder sees them."""
+    data, model = golden("cae_tiny_projdim"), models["cae"]
+    whole = embedded(model, data["in.images"])
+    is_seen = torch.cat([torch.ones(len(whole), 1, dtype=torch.bool), ~data["in.mask"].bool()], dim=1)
+    seen = whole[is_seen].reshape(len(whole), -1, whole.shape[-1])
+    close(model.norm(tokens_of(model, seen)), data["s1.encoder_out_visible"])
+
+
+def test_a_classifier_in_the_papers_format_loads_by_timms_name(tmp_path: Path) -> None:
+    """ViT-T at 224 with separate q and kv, as arXiv 2306.07346's authors saved theirs; weights are random."""
+    model = timm_vit_tiny()
+    source = tmp_path / "vit_standard_tiny_patch16_224_KCLIP.tar"
+    torch.save({"state_dict": as_reference(model.state_dict()), "epoch": 99}, source)
+    done = convert(source, tmp_path / "vit-t.safetensors")
+    card = done.card.read_text()
+    assert 'timm.create_model("vit_tiny_patch16_224", init_values=0.1, num_classes=1000' in card
+    for known in ("Not known:", done.facts.sha256, "reports\n75.5 % top-1", "No digest was published"):
+        assert known in card
+    names = run_card(done.card)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        close(names["model"](images), model(images))
+    assert names["logits"].shape == (1, 1000)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+def test_timms_names_fit_the_papers_trunks_strictly(size: str) -> None:
+    """By shapes alone: the model that the card names has the very tensors, with a head and without."""
+    spec = load_protocol("fair300").trunk_spec(f"vit-{size[0]}", drop_path=0.0)
+    with torch.device("meta"):
+        trunk = build_trunk(spec).state_dict()
+    tuned = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: one
+             for name, one in trunk.items()}  # fmt: skip
+    tuned |= {"head.weight": torch.zeros(1000, spec.width), "head.bias": torch.zeros(1000)}
+    for given in (trunk, tuned):
+        sizes = sizes_of(Path("weights"), given)
+        assert sizes.timm_name(spec.heads) == f"vit_{size}_patch16_224"
+        with torch.device("meta"):
+            model = timm.create_model(f"vit_{size}_patch16_224", weight_init="skip", **sizes.beside_sizes)
+        assert {name: one.shape for name, one in model.state_dict().items()} == {
+            name: one.shape for name, one in given.items()
+        }
+
+
+# The harness's own ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in list_methods() if method_spec(name).pretrains])
+def test_every_method_leaves_its_trunk_as_it_was(name: str, tmp_path: Path) -> None:
+    """A copied method.safetensors, beside which no record lies: its own parts go, the features stay."""
+    protocol = load_protocol("mini")
+    spec, resolved = resolve_method(protocol, name, "vit-mini", {}, protocol.pretraining)
+    codes = 16 if method_spec(name).uses_tokens else 0
+    method = build_method(name, trunk=spec, codebook_size=codes, seed=1, **resolved).eval()
+    source = tmp_path / "method.safetensors"
+    save_weights(source, method.state_dict())
+    done = convert(source, tmp_path / "out.safetensors", heads=spec.heads)
+    assert done.facts.form == "a method of this harness"
+    side = spec.image_size
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    model = run_card(done.card)["model"]
+    with torch.inference_mode():
+        close(model.forward_features(images), method.trunk.forward_features(images))
+
+
+def test_a_pretraining_cell(row: Line, tmp_path: Path) -> None:
+    folder = row.context("pretrain").folder
+    done = convert(folder, tmp_path / "mim.safetensors")
+    trunk = build_trunk(row.context("pretrain").trunk(drop_path=0.0)).eval()
+    trunk.load_state_dict(row.export)
+    images = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    names = run_card(done.card)
+    with torch.inference_mode():
+        close(names["model"](images), trunk(images))
+    for file in ("backbone", "method"):
+        again = convert(folder / "checkpoints" / f"{file}.safetensors", tmp_path / f"{file}.safetensors")
+        assert {key: one.tolist() for key, one in load_file(again.out).items()} == {
+            key: one.tolist() for key, one in load_file(done.out).items()
+        }
+    with safe_open(done.out, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    record = read_record(folder)
+    assert record is not None
+    assert facts["cell"]["id"] == record.cell_id
+    assert facts["heads"] == 2
+    assert facts["source"]["sha256"] == record.artefacts["checkpoints/backbone.safetensors"]
+    # What was converted before says by itself how many heads it has.
+    convert(done.out, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.md").read_text().count("2 attention heads\n(as its header says)") == 1
+
+
+def test_the_classifier_of_a_finetuning_cell_predicts_as_recorded(row: Line, tmp_path: Path) -> None:
+    """timm's model, loaded by the card's lines, gives the predictions that the cell kept, image by image."""
+    done = convert(row.context("finetune").folder, tmp_path / "tuned.safetensors")
+    model = run_card(done.card)["model"]
+    images = row.context("finetune").images("test")
+    recipe = row.protocol.evaluation("finetune", "vit-tiny-test")
+    batches = evaluation_batches(images, recipe, row.protocol.data)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        predicted = torch.cat([model(batch).argmax(dim=1) for batch in batches])
+    assert np.array_equal(predicted.numpy(), row.predictions("finetune")["predicted"])
+
+
+def test_the_card_says_what_the_records_say(row: Line, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first = convert(row.context("pretrain").folder, tmp_path / "one" / "mim.safetensors")
+    second = convert(row.context("pretrain").folder, tmp_path / "two" / "mim.safetensors")
+    assert first.out.read_bytes() == second.out.read_bytes()
+    card = first.card.read_text()
+    assert card == second.card.read_text()
+    record = read_record(row.context("pretrain").folder)
+    assert record is not None
+    assert record.tokenizer is not None
+    stated = [record.cell_id, record.git.commit, str(record.tokenizer.digest), record.data_set.digest,
+              *record.protocol.slices.values(), "mask_count 8", "peak_lr 0.002", "Apache-2.0", "NOTICE",
+              "--methods mim --tokenizers k-pixel --trunks vit-tiny-test --seeds 3"]  # fmt: skip
+    for one in stated:
+        assert one in card
+    for name in ("finetune", "linear-probe"):
+        measured = read_record(row.context(name).folder)
+        assert measured is not None
+        value = measured.metrics["top1_percent"].value
+        assert f"| these weights | {name} | top1_percent | {value:.2f} % | 203 | 3 | clean |" in card
+    tuned = convert(row.context("finetune").folder, tmp_path / "tuned.safetensors").card.read_text()
+    assert "| these weights | finetune |" in tuned
+    assert "| their pre-training | linear-probe |" in tuned
+
+
+def test_a_record_of_a_stranger_begins_no_line_of_the_card(row: Line, tmp_path: Path) -> None:
+    """Nor does a file's name end the string that it stands in."""
+    folder = row.context("pretrain").folder
+    record = read_record(folder)
+    assert record is not None
+    environment = {**record.environment, "timm": "1\n```python\nimport os\n```\x1b[2J"}
+    write_record(folder, record.model_copy(update={"environment": environment}))
+    try:
+        card = convert(folder, tmp_path / 'a"b.safetensors').card
+    finally:
+        write_record(folder, record)
+    assert "\x1b" not in card.read_text()
+    assert card.read_text().count("\n```python\n") == 1
+    assert run_card(card)["features"].shape == (1, 16)
+
+
+def test_measurements_of_an_earlier_pretraining_are_not_on_the_card(row: Line, tmp_path: Path) -> None:
+    """A record that names other files of its parent was measured on other weights."""
+    folder = row.context("linear-probe").folder
+    record = read_record(folder)
+    assert record is not None
+    parents = dict.fromkeys(record.parents, "0" * 64)
+    write_record(folder, record.model_copy(update={"parents": parents}))
+    try:
+        card = convert(row.context("pretrain").folder, tmp_path / "mim.safetensors").card.read_text()
+    finally:
+        write_record(folder, record)
+    assert "| these weights | finetune |" in card
+    assert "linear-probe |" not in card
+
+
+# What is refused ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What is done to MaPeT's weights, the options, and what the error says."""
+
+    make: Callable[[Path, dict[str, Tensor]], Any]
+    said: str
+    options: dict[str, Any]
+
+
+def _saved(change: Callable[[dict[str, Tensor]], dict[str, Any]]) -> Callable[[Path, dict[str, Tensor]], Any]:
+    return lambda path, weights: torch.save(change(weights), path)
+
+
+class _Command:
+    """Runs when it is unpickled by whoever trusts it."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch here",)
+
+
+WHOLE = {"heads": 3}
+REFUSED = {
+    "heads that nothing tells": Refused(_saved(dict), "no shape tells it; say it with --heads N", {}),
+    "heads that do not divide": Refused(_saved(dict), "heads 5 does not divide the width", {"heads": 5}),
+    "relative positions": Refused(
+        _saved(lambda _: weights_of(golden(RELATIVE[0]), RELATIVE[1])),
+        r"relative position bias \(rel_pos_bias", WHOLE,
+    ),
+    "no ViT": Refused(_saved(lambda _: {"conv.weight": torch.ones(3)}), r"begin with conv\.weight", WHOLE),
+    "a tensor is missing": Refused(
+        _saved(lambda weights: {name: one for name, one in weights.items() if name != "norm.bias"}),
+        r"missing: norm\.bias \(24,\)", WHOLE,
+    ),
+    "a tensor too many": Refused(
+        _saved(lambda weights: weights | {"reg_token": torch.zeros(1, 4, 24)}), "unexpected: reg_token", WHOLE
+    ),
+    "another width in one block": Refused(
+        _saved(lambda weights: weights | {"blocks.1.mlp.fc1.weight": torch.zeros(96, 32)}),
+        r"another shape: blocks\.1\.mlp\.fc1\.weight \(96, 32\), not \(96, 24\)", WHOLE,
+    ),
+    "not finite": Refused(
+        _saved(lambda weights: weights | {"norm.bias": torch.full((24,), torch.nan)}),
+        "not finite floats", WHOLE,
+    ),
+    "no square of patches": Refused(
+        _saved(lambda weights: weights | {"pos_embed": torch.zeros(1, 64, 24)}),
+        r"pos_embed is \(1, 64, 24\)", WHOLE,
+    ),
+    "q without kv": Refused(
+        _saved(lambda weights: {name: one for name, one in weights.items() if ".0.attn.kv.w" not in name}),
+        r"stands without blocks\.0\.attn\.kv\.weight", WHOLE,
+    ),
+    "several sets": Refused(
+        _saved(lambda weights: {"model": weights, "model_ema": weights}), "choose it with --key", WHOLE
+    ),
+    "a damaged file": Refused(lambda path, _: path.write_bytes(b"PK\x03\x04 cut"), "or it is damaged", WHOLE),
+    "a hostile pickle": Refused(
+        _saved(lambda weights: {"model": weights, "by": _Command()}),
+        r"names posix\.system, which is no part", WHOLE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_whole_vit_is_refused_and_nothing_is_written(name: str, tmp_path: Path) -> None:
+    case = REFUSED[name]
+    source = tmp_path / "weights.pth"
+    case.make(source, weights_of(golden("mapet_tiny"), "weight/"))
+    with pytest.raises(HarnessError, match=case.said):
+        convert(source, tmp_path / "out.safetensors", **case.options)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pth"]
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    source, out = published(tmp_path / "mapet.pth", "mapet"), tmp_path / "out.safetensors"
+    with pytest.raises(HarnessError, match=r"give a name that ends in \.safetensors"):
+        convert(source, tmp_path / "out.pth", heads=3)
+    with pytest.raises(HarnessError, match="no folder"):
+        convert(source, tmp_path / "not" / "there.safetensors", heads=3)
+    out.with_suffix(".md").write_text("mine")
+    with pytest.raises(HarnessError, match=r"out\.md exists already"):
+        convert(source, out, heads=3)
+    assert out.with_suffix(".md").read_text() == "mine"
+    assert not out.exists()
+
+
+def test_cells_without_weights_of_a_vit(row: Line, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    probe, pretraining = row.context("linear-probe").folder, row.context("pretrain").folder
+    with pytest.raises(HarnessError, match=f"such as its parent {pretraining.name}"):
+        convert(probe, out)
+    with pytest.raises(
+        HarnessError, match=r"folder without a record\.json; give the folder of a finished cell"
+    ):
+        convert(row.work_dir, out)
+    with pytest.raises(HarnessError, match="no such file or folder"):
+        convert(tmp_path / "absent", out)
+    state = pretraining / "checkpoints" / "step-000000001.pt"
+    state.write_bytes(b"")
+    with pytest.raises(HarnessError, match="finish the cell, and give its folder"):
+        convert(state, out)
+    state.unlink()
+    with pytest.raises(HarnessError, match=r"has 2 attention heads \(as its record says\), not 4"):
+        convert(pretraining, out, heads=4)
+    with pytest.raises(HarnessError, match="leave --key model away"):
+        convert(pretraining, out, key="model")
+
+
+def test_weights_that_are_not_those_of_the_record(row: Line, tmp_path: Path) -> None:
+    path = row.context("pretrain").folder / "checkpoints" / "backbone.safetensors"
+    before = path.read_bytes()
+    save_file({name: one + 1 for name, one in load_file(path).items()}, path)
+    try:
+        with pytest.raises(HarnessError, match=r"SHA-256 is .*, the record says"):
+            convert(path.parent.parent, tmp_path / "out.safetensors")
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_finetuning_of_before_there_were_classifiers(row: Line, tmp_path: Path) -> None:
+    folder = row.context("finetune").folder
+    record = read_record(folder)
+    assert record is not None
+    older = {name: one for name, one in record.artefacts.items() if "classifier" not in name}
+    write_record(folder, record.model_copy(update={"artefacts": older}))
+    try:
+        with pytest.raises(HarnessError, match="earlier versions did not keep"):
+            convert(folder, tmp_path / "out.safetensors")
+    finally:
+        write_record(folder, record)
