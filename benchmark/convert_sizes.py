@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
+from math import inf, isqrt, nextafter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +40,9 @@ class VitSizes:
 
     @property
     def mlp_ratio(self) -> float:
-        """Hidden width of the MLP over the width."""
-        return self.hidden / self.width
+        """Hidden width of the MLP over the width, so rounded that timm's int(width * ratio) is that again."""
+        ratio = self.hidden / self.width
+        return ratio if int(self.width * ratio) == self.hidden else nextafter(ratio, inf)
 
     @property
     def described(self) -> str:

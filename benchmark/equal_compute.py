@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmark.cost import training_flops
 from methods import method_spec
+from methods.specs import MethodSpec
 from protocols.errors import HarnessError
 from protocols.recipes import PreTraining
 from protocols.schema import Protocol, TrunkSpec
@@ -24,11 +25,24 @@ def resolve_method(
     spec = protocol.trunk_spec(trunk, drop_path=recipe.drop_path)
     is_listed = method in protocol.names("methods")
     values = {**(protocol.method_values(method, trunk) if is_listed else {}), **trial}
+    known = method_spec(method)
     try:
-        return spec, dict(method_spec(method).resolve(values, trunk=spec))
+        resolved = dict(known.resolve(values, trunk=spec))
+        _check_group(known, resolved, recipe.global_batch)
+        return spec, resolved
     except HarnessError as error:
         where = f"protocol {protocol.name}, methods.{method}"
         raise HarnessError(f"{where}{'' if is_listed else ', of which it sets nothing'}: {error}") from None
+
+
+def _check_group(spec: MethodSpec, resolved: Mapping[str, Any], global_batch: int) -> None:
+    """HarnessError for groups of images, none of which a split may part, that do not fill the batch."""
+    group = spec.images_in_a_group(resolved)
+    if group < 1 or global_batch % group:
+        raise HarnessError(
+            f"method {spec.name}: {spec.group} must divide the global batch of {global_batch} images "
+            f"(pretraining.global_batch), got {group}"
+        )
 
 
 def resolve_tokenizer(protocol: Protocol, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from benchmark.equal_compute import (
     resolve_method,
     resolve_tokenizer,
 )
-from benchmark.selection import Selection, select
+from benchmark.selection import Selection, joins_views, select
 from methods import method_spec
 from protocols.errors import HarnessError
 from protocols.frozen import digest_of
@@ -181,8 +181,9 @@ def _cells_of(protocol: Protocol, view: str, selection: Selection) -> Iterator[V
         if joining:
             yield beside.model_copy(update={"tokenizers": tuple(joining)})
         all_of_them = beside.model_copy(update={"tokenizers": (*beside.tokenizers, *joining)})
+        held = {method for cells in found.cells for method in cells.methods}
         for method in selection.methods:
-            if method not in protocol.names("methods"):
+            if method not in held and joins_views(method, protocol):
                 yield all_of_them.taken_by(method, uses_tokens=method_spec(method).uses_tokens)
 
 

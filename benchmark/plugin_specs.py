@@ -178,10 +178,21 @@ class Taken:
                 f"{self.place}: method {spec.name}: work is missing, which says what a forward pass costs; "
                 "methods.specs.masked_work fits a method that masks mask_count patches of one pass"
             )
-        if spec.group and spec.group not in [one.name for one in spec.hyperparameters]:
+        groups = [one for one in spec.hyperparameters if one.name == spec.group]
+        if spec.group and not groups:
             raise HarnessError(
                 f"{self.place}: method {spec.name}: group names {spec.group!r}, which is none of its "
                 "hyperparameters"
+            )
+        if any(one.type is not int or (one.low or 0) < 1 for one in groups):
+            raise HarnessError(
+                f"{self.place}: method {spec.name}: group names {spec.group!r}, which counts images: give "
+                "that hyperparameter type=int and low=1, or more"
+            )
+        if any(one.default is None and one.follows is None and not one.required for one in groups):
+            raise HarnessError(
+                f"{self.place}: method {spec.name}: group names {spec.group!r}, which may be left unset: "
+                "give that hyperparameter a default"
             )
 
     def _check_data_set(self, spec: DataSetSpec) -> None:

@@ -97,6 +97,14 @@ def select(
     )
 
 
+def joins_views(method: str, protocol: Protocol) -> bool:
+    """True for a method that stands in a view which takes plug-ins, though the view does not name it.
+
+    A plug-in's does also where the protocol, or --set, sets values of it.
+    """
+    return method not in protocol.names("methods") or method_spec(method).origin != BUILT_IN
+
+
 def _tokenizers_of_plugins() -> list[str]:
     return [name for name in list_tokenizers() if tokenizer_spec(name).origin != BUILT_IN]
 
@@ -138,9 +146,8 @@ def _default_views(
 
     lacking = set(asked or ()) - held("evaluations", found)
     lacking_methods = set(methods) - held("methods", found)
-    has_plugins = not (
-        lacking_methods <= set(protocol.names("methods"))
-        and set(tokenizers) <= set(protocol.names("tokenizers"))
+    has_plugins = any(joins_views(name, protocol) for name in lacking_methods) or not (
+        set(tokenizers) <= set(protocol.names("tokenizers"))
     )
     for name in tables:
         if (

@@ -66,6 +66,7 @@ class _Recorded:
 
     methods: tuple[str, ...]
     on_tokenizer: Mapping[str, tuple[str, ...]]
+    plugins: frozenset[str]
 
     @classmethod
     def of(cls, board: Board) -> _Recorded:
@@ -76,6 +77,7 @@ class _Recorded:
             on_tokenizer={
                 one: tuple(method for method, tokenizer in rows if tokenizer == one) for one in tokenizers
             },
+            plugins=frozenset(board.plugins),
         )
 
     def uses_tokens(self, method: str) -> bool:
@@ -92,7 +94,11 @@ def _shown(name: str, view: View, protocol: Protocol, recorded: _Recorded) -> Sh
     not_run.sort(key=[*listed, *further].index)
     kept = [part for cells in view.cells for part in _recorded_part(cells, not_run, recorded)]
     if view.takes_plugins:
-        joined = [method for method in recorded.methods if method not in listed]
+        joined = [
+            method
+            for method in recorded.methods
+            if method not in listed or (method in recorded.plugins and method not in named)
+        ]
         joining = [one for one in recorded.on_tokenizer if one not in tokenizers]
         if not (joined or joining) and len(not_run) == len(further):
             # What remains are rows that other tables have.

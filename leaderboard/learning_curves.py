@@ -72,7 +72,7 @@ def learning_curve_section(board: Board, cells_dir: Path) -> Section | None:
     notes.append(
         "Losses of different methods are no measure of one against the other: they predict different "
         "patches from different contexts, and some hold more than that (CAE's its alignment, SplitMask's its "
-        "contrast among images)."
+        "contrast among images, BEiT v2's a second prediction of the same tokens)."
     )
     return Section(name=SECTION_NAME, title="Learning curves", figures=tuple(figures), notes=tuple(notes))
 
@@ -129,6 +129,9 @@ def thinned(points: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> l
 
 def _figure(curves: Sequence[Curve], *, trunk: str, tokenizer: str, unit: str) -> Figure:
     title = ", ".join(clean(one) for one in (trunk, tokenizer or "without a tokenizer"))
+    methods = dict.fromkeys(curve.method for curve in curves)
+    if len(methods) == 1:  # a figure of one method has no legend
+        title += f", {method_name(*methods)}"
     panel = CurvePanel(title=title, curves=tuple(curves))
     of_method: dict[str, list[Curve]] = {}
     for curve in curves:

@@ -91,18 +91,20 @@ def load_records(
     """Every cell under `work_dir` that has a record, of the protocols named, or of all.
 
     `metrics="wide"`: a line for each cell, a column for each metric that some cell has (NaN where a cell has
-    it not, and where the cell is not done); `frame.attrs["units"]` maps these columns to their units.
-    "long": a line for each cell and metric, with LONG_COLUMNS. `COLUMNS` explains the others. Lines are in
-    the order of protocols and cell ids. Raises HarnessError for a damaged record, and where there are none.
+    it not, and where the cell is not done); `frame.attrs["units"]` maps these columns to their units, all
+    that some cell has: "nats or squared error" of losses. "long": a line for each cell and metric, with
+    LONG_COLUMNS. `COLUMNS` explains the others. Lines are in the order of protocols and cell ids. Raises
+    HarnessError for a damaged record, and where there are none.
     """
     if metrics not in ("wide", "long"):
         raise unknown("form of metrics", str(metrics), ("wide", "long"))
     lines: list[dict[str, Any]] = []
-    units: dict[str, str] = {}
+    units: dict[str, set[str]] = {}
     for name in _protocols(Path(work_dir), protocol):
         for record, line in _cells(Path(work_dir), name):
             measured = record.metrics if record.status == "done" else {}
-            units |= {metric: one.unit for metric, one in measured.items()}
+            for metric, one in measured.items():
+                units.setdefault(metric, set()).add(one.unit)
             if metrics == "long":
                 lines += [
                     line | {"metric": metric, "value": one.value, "n": one.n, "unit": one.unit}
@@ -112,7 +114,7 @@ def load_records(
                 lines.append(line | {metric: one.value for metric, one in measured.items()})
     names = sorted(units) if metrics == "wide" else list(LONG_COLUMNS)
     frame = _typed(pd.DataFrame(lines, columns=[*COLUMNS, *names]), numbers=sorted(units))
-    frame.attrs["units"] = dict(sorted(units.items()))
+    frame.attrs["units"] = {metric: " or ".join(sorted(units[metric])) for metric in sorted(units)}
     return frame
 
 

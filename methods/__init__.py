@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from methods.further import FURTHER
 from methods.specs import BUILT_IN, SPECS, MethodSpec
 from protocols.errors import HarnessError, unknown
+from protocols.load import register_method_fields, unregister_method_fields
 from protocols.schema import TrunkSpec
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 IMPORTED = "imported-"  # begins the names of rows whose weights come from elsewhere
 _TABLE: dict[str, MethodSpec] = {spec.name: spec for spec in (*SPECS, *FURTHER)}
 _BROKEN: dict[str, str] = {}
+for _spec in _TABLE.values():
+    register_method_fields(_spec.name, [one.name for one in _spec.hyperparameters])
 
 
 def list_methods() -> list[str]:
@@ -48,12 +51,14 @@ def register_method(spec: MethodSpec) -> None:
         )
     _BROKEN.pop(spec.name, None)
     _TABLE[spec.name] = spec
+    register_method_fields(spec.name, [one.name for one in spec.hyperparameters])
 
 
 def unregister_method(name: str) -> None:
     """Forget a plug-in's method; those that are built in stay."""
     if name in _TABLE and _TABLE[name].origin != BUILT_IN:
         del _TABLE[name]
+        unregister_method_fields(name)
 
 
 def register_broken_method(name: str, reason: str) -> None:

@@ -8,7 +8,7 @@ move no number, stand bare.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ MAX_FILE_BYTES = 1024 * 1024
 BUILT_IN = "built in"
 _BROKEN: dict[str, str] = {}
 _OF_PLUGINS: dict[str, tuple[Path, str]] = {}  # name -> its file, and who brings it
+_METHOD_FIELDS: dict[str, tuple[str, ...]] = {}  # method -> the hyperparameters that --set may name
 
 
 def list_protocols() -> list[str]:
@@ -63,12 +64,23 @@ def protocol_origin(name: str) -> str:
     return _OF_PLUGINS[name][1] if name in _OF_PLUGINS else BUILT_IN
 
 
+def register_method_fields(method: str, fields: Sequence[str]) -> None:
+    """Let --set name these hyperparameters of `method` where the protocol sets nothing of them."""
+    _METHOD_FIELDS[method] = tuple(fields)
+
+
+def unregister_method_fields(method: str) -> None:
+    """Forget them."""
+    _METHOD_FIELDS.pop(method, None)
+
+
 def load_protocol(name: str, *, overrides: Iterable[str] = (), locked: bool = True) -> Protocol:
     """The protocol called `name`, or the one in the file `name` if it ends in .yaml.
 
     `overrides` are SLICE.FIELD=VALUE texts, for exploration: they are kept as the protocol's
-    `deviations`, and every cell that runs under them is recorded as modified. `locked` False leaves
-    out the comparison with the lock, for the commands that fork and lock.
+    `deviations`, and every cell that runs under them is recorded as modified. They may name a known
+    method's hyperparameters that the protocol leaves unsaid. `locked` False leaves out the comparison with
+    the lock, for the commands that fork and lock.
     Raises HarnessError (file, line, what is allowed) for anything that is not exactly right, and
     ProtocolViolation if a released protocol is no longer what was released.
     """
@@ -82,16 +94,37 @@ def load_protocol(name: str, *, overrides: Iterable[str] = (), locked: bool = Tr
     if not overrides:
         return original
     for override in overrides:
-        reader.override(override)
+        reader.override(override, further=_unsaid(reader.tree.get("methods")))
     protocol = reader.protocol()
     # Compared after validation: 1 for 1.0, or a value set back again, is no deviation.
     changed = dict(override_of(text) for text in overrides)
     deviations = tuple(
         f"{path}={text}"
         for path, text in changed.items()
-        if canonical_json(value_at(protocol, path)) != canonical_json(value_at(original, path))
+        if not is_said(original, path)
+        or canonical_json(value_at(protocol, path)) != canonical_json(value_at(original, path))
     )
     return protocol.model_copy(update={"deviations": deviations, "file": file})
+
+
+def _unsaid(methods: Any) -> list[str]:
+    """Paths of known methods' hyperparameters that the `methods` of a file say nothing of."""
+    listed = methods if isinstance(methods, dict) else {}
+    return [
+        f"methods.{name}.{field}"
+        for name, fields in _METHOD_FIELDS.items()
+        for field in fields
+        if field not in listed.get(name, {})
+    ]
+
+
+def is_said(protocol: Protocol, path: str) -> bool:
+    """False for a method's hyperparameter that `protocol` leaves to the method."""
+    kind, name, *field = [*path.split("."), "", ""]
+    if kind != "methods":
+        return True
+    keys = [key for key in protocol.methods if key.partition("@")[0] == name]
+    return any(field[0] in protocol.methods[key] for key in keys)
 
 
 def value_at(protocol: Protocol, path: str) -> Any:

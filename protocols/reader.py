@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
@@ -127,15 +127,17 @@ class Reader:
         item = path.removeprefix(f"{near[0]}.") if near else ""
         return f"{flags}: item {int(item) + 1}" if item.isdecimal() else flags
 
-    def override(self, text: str) -> None:
-        """Apply one SLICE.FIELD=VALUE to the tree."""
+    def override(self, text: str, *, further: Collection[str] = ()) -> None:
+        """Apply one SLICE.FIELD=VALUE to the tree; `further` are paths beside those that the file has."""
         path, value = override_of(text)
-        if path in self.sources and "=" not in text:
+        known = {*self.sources, *further}
+        if path in known and "=" not in text:
             raise HarnessError(f"--set {text:.200}: the value is missing; write {path}=VALUE")
-        if path not in self.sources:
-            inside = [known for known in self.sources if known.startswith(f"{path}.")]
+        if path not in known:
+            group = path.rpartition(".")[0] if path.startswith("methods.") else path
+            inside = [one for one in known if one.startswith((f"{path}.", f"{group}."))]
             raise HarnessError(
-                f"--set {text:.200}: write SLICE.FIELD=VALUE; {nearest(path, inside or self.sources)}"
+                f"--set {text:.200}: write SLICE.FIELD=VALUE; {nearest(path, inside or known)}"
             )
         try:
             node = composed(value)
@@ -147,13 +149,14 @@ class Reader:
         *groups, field = path.split(".")
         holder = self.tree
         for group in groups:
-            holder = holder[group]
-        source = self.sources[path]
-        if path not in self.overridden:
-            source = Source(source=f"--set on the command line; the protocol says {holder[field]}")
+            holder = holder.setdefault(group, {})
+        said = f"says {holder[field]}" if path in self.sources else "says nothing of it"
+        source = self.sources.get(path)
+        if source is None or path not in self.overridden:
+            source = Source(source=f"--set on the command line; the protocol {said}")
         self.overridden[path] = value
         parsed = None if node is None else self._value(self._plain(node, path), path)
-        if isinstance(holder[field], float) and type(parsed) is int:
+        if isinstance(holder.get(field), float) and type(parsed) is int:
             parsed = float(parsed)  # 1 for 1.0 is the same value, also where any scalar is allowed
         holder[field] = parsed
         self.sources[path] = source

@@ -14,7 +14,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 ROOMS = ("protocols", "methods", "tokenizers", "leaderboard", "benchmark")
-# Whose functions and classes the trunk and the losses are made of: modules, and packages that end in a dot.
+# Of which the trunk, the losses and the steps are made: modules, and packages that end in a dot.
 LIBRARIES = (
     "timm.layers.",
     "timm.models.vision_transformer",
@@ -22,6 +22,7 @@ LIBRARIES = (
     "torch.nn.functional",
     "torch.nn.init",
     "torch.nn.modules.",
+    "torch.optim.",
     "torch.random",
 )
 _GONE = object()

@@ -15,6 +15,5 @@ METHOD_CASES: tuple[dict[str, Any], ...] = (
      "remedy": "at most 4, the trunk's depth"},
     {"title": "a contrast of SplitMask among images that do not fill the batch",
      "command": "plan --protocol mini --methods splitmask --set methods.splitmask.contrast_group=48",
-     "given": "groups of 48", "where": "global batch of 64", "remedy": "choose a group that divides it",
-     "exit_code": 3},
+     "given": "got 48", "where": "methods.splitmask", "remedy": "must divide the global batch of 64 images"},
 )  # fmt: skip

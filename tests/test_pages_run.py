@@ -97,6 +97,20 @@ def test_each_step_says_what_it_lacks_before_it_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["DIR"], "nothing was begun"
 
 
+def test_without_table_4_no_file_of_dall_e_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """The views that docs/reproduce.md gives to whoever leaves it out; else the option to name the file."""
+    text = " ".join((DOCS / "reproduce.md").read_text(encoding="utf-8").split())
+    (views,) = re.findall(r"leave Table 4 out, `(--views [\w ]+)`", text)
+    shown = []
+    for selection in (list[str](), views.split()):
+        command = ["plan", "--protocol", "fair300", "--methods", "all", *selection]
+        assert main([*command, "--work-dir", "none", "--data-root", "none"]) == 0
+        shown.append(" ".join(capsys.readouterr().out.split()))
+    assert '--set "tokenizers.dall-e.weights=dall-e-encoder@' in shown[0]
+    assert "dall-e" not in shown[1]
+    assert "stanford-cars" in shown[1], "Table 5 stays"
+
+
 def test_the_cluster_file_of_the_page_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,7 +8,7 @@ from benchmark.commands.options import check_asked_work_dir, read_selection
 from benchmark.plan import Cell, Selection, make_plan, mark_modified
 from protocols import load_protocol
 from protocols.errors import HarnessError
-from protocols.load import value_at
+from protocols.load import is_said, value_at
 from protocols.reader import override_of
 from protocols.schema import Protocol
 
@@ -40,7 +40,7 @@ def lines_of_set(options: Namespace, protocol: Protocol, selection: Selection) -
         return []
     original = load_protocol(options.protocol)
     lines = [
-        f"modified: {one} (the protocol says {_shown(value_at(original, override_of(one)[0]))})"
+        f"modified: {one} (the protocol says {_said(original, override_of(one)[0])})"
         for one in protocol.deviations
     ]
     return lines + idle_lines(options, original, selection)
@@ -70,6 +70,10 @@ def _ids_under(name: str, override: str, selection: Selection) -> set[str] | Non
         return {cell.id for cell in make_plan(load_protocol(name, overrides=[override]), selection)}
     except HarnessError:
         return None
+
+
+def _said(original: Protocol, path: str) -> str:
+    return _shown(value_at(original, path)) if is_said(original, path) else "nothing of it"
 
 
 def _shown(value: object) -> str:

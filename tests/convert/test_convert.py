@@ -109,6 +109,20 @@ def test_a_classifier_in_the_papers_format_loads_by_timms_name(tmp_path: Path) -
     assert names["logits"].shape == (1, 1000)
 
 
+def test_every_width_of_an_mlp_is_the_one_that_timm_builds(tmp_path: Path) -> None:
+    # 240 / 176 * 176 is a little less than 240 in floating point, and timm cuts it off.
+    given = VisionTransformer(
+        img_size=32, embed_dim=176, depth=1, num_heads=2, mlp_ratio=241 / 176, num_classes=0
+    )
+    wide = {
+        name: torch.ones(tuple(240 if size == 241 else size for size in one.shape))
+        for name, one in given.state_dict().items()
+    }
+    save_file(wide, tmp_path / "wide.safetensors")
+    done = convert(tmp_path / "wide.safetensors", tmp_path / "out.safetensors", heads=2)
+    run_card(done.card)
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 def test_timms_names_fit_the_papers_trunks_strictly(size: str) -> None:
     """By shapes alone: the model that the card names has the very tensors, with a head and without."""

@@ -216,7 +216,7 @@ class TestWithoutATokenizer:
             "learning-curves-k-pixel-vit-mini", "learning-curves-k-feature-vit-mini",
             "learning-curves-no-tokenizer-vit-mini-squared error",
         ]  # fmt: skip
-        assert "vit-mini, without a tokenizer" in section.figures[2].caption
+        assert "vit-mini, without a tokenizer, MaskFeat: " in section.figures[2].caption, "it has no legend"
         assert "MaskFeat from 2.00 to 1.00" in section.figures[2].alt
 
     def test_it_stands_in_the_panel_of_every_tokenizer(self, board: Board) -> None:

@@ -190,3 +190,15 @@ def test_a_line_of_another_function_is_no_line_of_the_plug_in(load: Load) -> Non
     with pytest.raises(HarnessError, match=r"mine\.py:10: cannot be imported: TypeError"):
         load(changed(METHOD, inside("MaskedImageModelling(1, 2, 3)")))
     assert issubclass(MaskedImageModelling, torch.nn.Module)
+
+
+def test_a_hidden_patch_of_an_optimiser_is_found_after_the_import(load: Load) -> None:
+    hidden = (
+        "import importlib\n_optim = importlib.import_module('torch.op' + 'tim')\n"
+        "type.__setattr__(_optim.AdamW, 'is_mine', True)\n"
+    )
+    try:
+        with pytest.raises(ProtocolViolation, match=r"changed torch\.optim\.adamw\.AdamW\.is_mine"):
+            load(METHOD + hidden)
+    finally:
+        del torch.optim.AdamW.is_mine  # type: ignore[attr-defined]

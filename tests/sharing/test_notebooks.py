@@ -16,10 +16,11 @@ from benchmark.merging import merge_bundle
 from leaderboard import load_curves, load_records
 from leaderboard.bundle import open_bundle
 from leaderboard.notebook import COLUMNS, CURVE_COLUMNS, LONG_COLUMNS
-from leaderboard.record import Compliance
+from leaderboard.record import Compliance, write_record
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from tests.benchmark.made_records import IMAGES, Lab
+from tests.leaderboard.further_records import further_records
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "notebooks.md"
@@ -69,6 +70,13 @@ def test_every_cell_has_its_line_with_typed_columns(lab: Lab) -> None:
     same = cells[cells.evaluation == "linear-probe"].groupby("method").slices_digest.nunique()
     assert set(same) == {1, 2}, "scratch and mim on two tokenizers"
     assert load_records(str(lab.work_dir), ["mini"]).equals(cells)
+
+
+def test_a_metric_that_methods_measure_in_two_units_has_both(tmp_path: Path) -> None:
+    for record in further_records():
+        if record.stage == "pretrain" and record.seed == 0:
+            write_record(tmp_path / "mini" / "cells" / record.cell_id, record)
+    assert load_records(tmp_path).attrs["units"] == {"loss": "nats or squared error"}
 
 
 def test_long_has_a_line_for_each_metric_with_its_unit(lab: Lab) -> None:
