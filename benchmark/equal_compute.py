@@ -119,6 +119,12 @@ def check_equal_compute(
 ) -> None:
     """HarnessError if the epochs that `cells` tries are not those of equal compute."""
     assert cells.equal_compute_to is not None
+    if tokenizer is None and method_spec(cells.equal_compute_to).uses_tokens:
+        raise HarnessError(
+            f"view {view} of protocol {protocol.name}: {method} has no tokenizer, and what "
+            f"{cells.equal_compute_to} spends depends on one; give {method} cells of its own, with "
+            "pretraining: {epochs: [N]} and without equal_compute_to"
+        )
     (tried,) = cells.pretraining["epochs"]
     epochs = equal_epochs(
         protocol, method=method, reference=cells.equal_compute_to, tokenizer=tokenizer, trunk=trunk

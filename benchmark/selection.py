@@ -71,7 +71,8 @@ def select(
         for name in given:
             if name not in known:
                 _check_broken(kind, name)
-                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, [*known, *meant])
+                others = meant if kind == "methods" else ()
+                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, [*known, *others])
         return tuple(dict.fromkeys(given))
 
     asked = protocol.defaults.evaluations if evaluations is None else chosen("evaluations", evaluations)

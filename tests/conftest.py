@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmark.die_with_parent import PARENT_VARIABLE
 from benchmark.stopping import STOPPING
 from protocols import reader
 
@@ -22,12 +23,17 @@ LONGEST = (
     "benchmark/test_launched_cells.py",
     "benchmark/test_every_value_acts.py",
     "chaos/test_chaos.py",
+    "conformance/test_newcomer.py",
+    "methods/test_conformance.py",
     "benchmark/test_fair300_miniature.py",
     "benchmark/test_step_choices.py",
     "benchmark/test_tokenize_command.py",
     "benchmark/test_engine.py",
     "test_errors.py",
     "leaderboard/test_browser.py",
+    "convert/test_from_checkpoint.py",
+    "conformance/test_method_checks.py",
+    "sharing/test_pages_of_sharing.py",
     "protocols/test_every_value.py",
     "benchmark/test_plan_probe.py",
     "benchmark/test_run_endings.py",
@@ -60,6 +66,13 @@ def _one_thread() -> None:
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_parent_is_left() -> Iterator[None]:
+    """A process that is told of another parent than its own ends itself: later tests would wait for it."""
+    yield
+    assert PARENT_VARIABLE not in os.environ
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from benchmark.cluster_file import ClusterFile, load_cluster_file
 from benchmark.cluster_queue import Ledger, Queue
 from benchmark.cluster_queue import Task as QueueTask
 from benchmark.commands.submit import check_cluster, cluster_runtime
+from benchmark.die_with_parent import PARENT_VARIABLE
 from benchmark.plan import Cell, make_plan, select
 from benchmark.runtime import Runtime
 from benchmark.survey import survey
@@ -203,6 +204,7 @@ def test_torchrun_tells_the_batch_script_how_a_cell_ended(
 
     monkeypatch.setattr("torch.distributed.run.main", torchrun)
     monkeypatch.setattr("benchmark.elastic.die_with_parent", lambda: None)
+    monkeypatch.setenv(PARENT_VARIABLE, "")  # so that what is set below is undone
     with pytest.raises(SystemExit) as told:
         elastic.main()
     assert told.value.code == code

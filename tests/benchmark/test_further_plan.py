@@ -58,6 +58,8 @@ def test_all_means_the_protocols_six_and_all_known_the_further_ones_too() -> Non
     assert {cell.method for cell in six} - {None} == SIX
     assert {cell.method for cell in known} - {None} == SIX | FURTHER
     assert {cell.id for cell in six} < {cell.id for cell in known}
+    # Of a view that has further ones, too.
+    assert {cell.method for cell in planned("all", views=["further"])} - {None} == SIX
 
 
 def test_a_method_without_tokens_has_one_row_and_a_pretraining_without_parents() -> None:

@@ -119,6 +119,15 @@ def test_other_epochs_are_refused_with_those_that_are_equal(tmp_path: Path) -> N
         make_plan(protocol, select(protocol, views=["equal-compute"]))
 
 
+def test_a_method_without_tokens_has_no_equal_compute_to_one_that_has(tmp_path: Path) -> None:
+    """What the latter spends depends on its codebook."""
+    path = written(tmp_path, "{methods: [pim], tokenizers: [k-pixel, k-feature]", "{methods: [maskfeat]")
+    protocol = load_protocol(path)
+    everything = select(protocol, methods=["all-known"], views=["equal-compute"])
+    with pytest.raises(HarnessError, match="maskfeat has no tokenizer, and what mapet spends depends on one"):
+        make_plan(protocol, everything)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
