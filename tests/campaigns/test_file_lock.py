@@ -24,11 +24,15 @@ from benchmark.file_lock import try_lock
 file = Path(sys.argv[1]).open("a")
 assert try_lock(file)
 """
+# The child says that it has begun: before that it holds what it was forked with.
 FORK = """
+begun, beginning = os.pipe()
 child = os.fork()
 if child == 0:
+    os.write(beginning, b"1")
     os.read(0, 1)
     os._exit(0)
+os.read(begun, 1)
 """
 EXEC = """
 child = subprocess.Popen([sys.executable, "-c", "import os; os.read(0, 1)"]).pid

@@ -9,7 +9,6 @@ other, up to the first that fails. It takes minutes: the protocol is mini.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,9 +35,6 @@ def main(origin: Path) -> int:
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "checkout"
         subprocess.run(["git", "clone", "--quiet", str(origin), str(clone)], check=True)
-        shared = origin / "shared"
-        if shared.is_dir():
-            shutil.copytree(shared, clone / "shared", dirs_exist_ok=True)
         for command in commands(clone / PAGE):
             print(f"$ {command}", flush=True)
             here = command.replace("python ", f"{sys.executable} ", 1)
