@@ -1,9 +1,9 @@
 """MaskFeat (arXiv 2112.09133): BEiT's masks, and gradient histograms of the patches for tokens.
 
 The target of a masked patch is its histogram of oriented gradients (HOG): the paper's 9 unsigned bins, cells
-of half a patch's side, each colour channel by itself, each histogram of unit length. Gradients are Sobel's
-with reflected borders, and a pixel gives its magnitude to one bin of one cell, as in the released code; the
-Gaussian window by which that code weights the pixels is left out.
+of half a patch's side, each colour channel by itself, each histogram of unit length. As in the authors'
+released code (facebookresearch/SlowFast), gradients are Sobel's with reflected borders, bins are counted from
+straight down, and a pixel gives its whole magnitude to one bin of one cell.
 
 Legend: B images, C channels, S pixels of a side, N patches, n cells of a patch's side, D width,
 F = n n 9 C targets of a patch, P masked patches of the batch.
@@ -91,7 +91,8 @@ def feature_width(cells_per_side: int) -> int:
 def gradient_histograms(images: Tensor, *, patch_size: int, cells_per_side: int) -> Tensor:
     """Images (B, C, S, S) -> (B, N, F) float32: a patch's cells row-major, of each its channels, their bins.
 
-    A bin holds the magnitudes of a cell's gradients whose direction, up to its sign, is in its 20 degrees.
+    A bin holds the magnitudes of a cell's gradients whose direction, up to its sign, is in its 20 degrees; the
+    first begins at straight down, so that straight across is the middle of the fifth.
     """
     with torch.autocast(images.device.type, enabled=False):
         padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")
@@ -100,9 +101,9 @@ def gradient_histograms(images: Tensor, *, patch_size: int, cells_per_side: int)
         down = padded[..., 2:, :] - padded[..., :-2, :]  # (B, C, S, S + 2)
         across = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]  # (B, C, S, S)
         down = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
-        # Straight across, both signs are the angle 0: rounded, pi could fall short of it.
-        across = torch.where(down == 0, across.abs(), across)
-        number = (torch.atan2(down, across) * (BINS / math.pi)).floor().remainder(BINS).long()
+        # Straight down, both signs are the angle 0: rounded, pi could fall short of it.
+        down = torch.where(across == 0, down.abs(), down)
+        number = (torch.atan2(across, down) * (BINS / math.pi)).floor().remainder(BINS).long()
         bins, magnitudes = (
             _by_cell(one, patch_size // cells_per_side, cells_per_side)
             for one in (number, torch.hypot(across, down))

@@ -59,7 +59,7 @@ def by_definition(image: Tensor, *, patch: int, cells: int) -> Array:
                             ]
                             across = sum(SOBEL[i][j] * window[i][j] for i in range(3) for j in range(3))
                             down = sum(SOBEL[j][i] * window[i][j] for i in range(3) for j in range(3))
-                            degrees = math.degrees(math.atan2(down, across)) % 180
+                            degrees = math.degrees(math.atan2(across, down)) % 180
                             bins[int(degrees // 20)] += math.sqrt(across**2 + down**2)
                     length = math.sqrt(sum(one**2 for one in bins))
                     feature += [one / length for one in bins]
@@ -87,10 +87,10 @@ def test_a_known_edge_fills_one_bin_of_the_cells_that_it_crosses() -> None:
     """Bright from column 6 on: gradients straight across, in columns 5 and 6 alone. Turned: straight down."""
     image = torch.zeros(1, 3, 16, 16)
     image[..., 6:] = 1.0
-    for edge, number in ((image, 0), (-image, 0), (image.transpose(2, 3), 4), (-image.transpose(2, 3), 4)):
+    for edge, number in ((image, 4), (-image, 4), (image.transpose(2, 3), 0), (-image.transpose(2, 3), 0)):
         expected = torch.zeros(1, 4, 4, 3, 9)
         expected[:, :, 1, :, number] = 1
-        if number == 4:
+        if number == 0:
             expected = expected.transpose(1, 2)
         assert torch.equal(cells_of(edge), expected)
 
@@ -99,7 +99,7 @@ def test_a_slope_fills_the_bin_of_its_direction() -> None:
     row, column = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     for number in range(9):
         angle = math.radians(20 * number + 10)
-        image = (math.cos(angle) * column + math.sin(angle) * row).expand(1, 3, 16, 16)
+        image = (math.sin(angle) * column + math.cos(angle) * row).expand(1, 3, 16, 16)
         inside = cells_of(image)[:, 1:3, 1:3]  # away from the reflected borders
         torch.testing.assert_close(inside, torch.eye(9)[number].expand_as(inside))
 
