@@ -208,7 +208,7 @@ def tensor_faults(tensors: Mapping[str, Tensor], model: nn.Module) -> str:
         "not finite floats": [
             f"{name} ({tensors[name].dtype})"
             for name in shared
-            if not tensors[name].is_floating_point() or not bool(tensors[name].isfinite().all())
+            if not tensors[name].is_floating_point() or not bool(tensors[name].float().isfinite().all())
         ],
     }
     return "; ".join(f"{fault}: {_listed(names)}" for fault, names in faults.items() if names)

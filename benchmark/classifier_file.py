@@ -113,6 +113,11 @@ def _unpickled(path: Path, wanted: str) -> Any:
             f"{path}: a tar archive of files; torch.save writes none, whatever its files are called: unpack "
             "it, and give the file of weights in it"
         )
+    if start[8:9] == b"{":  # after the length of a header in JSON
+        raise HarnessError(
+            f"{path}: is safetensors by its content, which are known by their ending; call it "
+            f"{path.stem}.safetensors"
+        )
     is_zip = start.startswith(ZIP_START)
     try:
         if is_zip:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
+from protocols.errors import HarnessError
+
+BUILT_IN = [Path(__file__).resolve().parent.parent / room for room in ("methods", "tokenizers")]
 Status = Literal["ok", "FAILED", "info", "n/a"]
 
 
@@ -91,19 +94,24 @@ def examined(checks: Sequence[Check[S]], subject: S) -> Iterator[Finding]:
             yield from check.examine(subject)
         except Blocked:
             is_blocked = True
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # code that calls exit() has not passed
             is_blocked = check.is_essential
             said = str(error) or "no message"
             remedy = "mend this error first: what this check would find is not known"
-            yield failed(check.name, f"{type(error).__name__}{_line(error, subject)}: {said}", remedy)
+            # What the harness refuses says where, and what to do.
+            kind = (
+                "" if isinstance(error, HarnessError) else f"{type(error).__name__}{_line(error, subject)}: "
+            )
+            yield failed(check.name, f"{kind}{said}", remedy)
         if is_blocked:
             yield not_applicable("all further checks", f"they need what failed under {check.name!r}")
             return
 
 
-def _line(error: Exception, subject: Subject) -> str:
-    """Where the adapter's own code was when it went wrong."""
+def _line(error: BaseException, subject: Subject) -> str:
+    """Where the adapter's own code was when it went wrong: a plug-in's, not what it builds on."""
     own = {path.resolve() for path in subject.files}
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if Path(frame.filename).resolve() in own]
+    inside = [one for one in inside if Path(one.filename).resolve().parent not in BUILT_IN] or inside
     return f" at {Path(inside[-1].filename).name}, line {inside[-1].lineno}" if inside else ""

@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from benchmark.conformance import Blocked, Check, Finding, failed, info, judged, not_applicable
+from benchmark.conformance import Blocked, Check, Finding, failed, info, judged, not_applicable, ok
 from benchmark.conformance_method import (
     SEED,
     MethodUnderTest,
@@ -122,16 +122,22 @@ def draw(subject: MethodUnderTest) -> Iterator[Finding]:
     together = method.draw(ids, 3, 1)
     consumed = consumed_generators(before)
     shape = (len(ids), patches if method.pattern_dtype == torch.bool else 1 + patches)
-    is_good = together.dtype == method.pattern_dtype and tuple(together.shape) == shape
+    is_good = (
+        isinstance(together, Tensor)
+        and together.dtype == method.pattern_dtype
+        and tuple(together.shape) == shape
+    )
+    is_order = not is_good or _is_order(together)
     yield judged(
         "pattern",
-        is_good and _is_order(together),
+        is_good and is_order,
         good=f"{_dtype(method)} of shape {shape}",
-        bad=f"{together.dtype} of shape {tuple(together.shape)}"
-        + ("" if _is_order(together) else ", no permutation of the trunk's slots, or 0 is not first"),
-        remedy=f"return {_dtype(method)} of shape (B, {shape[1]}): bool, True = masked; int64 from slot 0",
+        bad=_shape(together)
+        + ("" if is_order else ", no permutation of the trunk's slots, or 0 is not first"),
+        remedy=f"return {_dtype(method)} of shape (B, {shape[1]}), "
+        + ("True = masked" if shape[1] == patches else "an order of the trunk's slots that begins with 0"),
     )
-    if not (is_good and _is_order(together)):
+    if not (is_good and is_order):
         raise Blocked
     yield judged(
         "draw takes no random number",
@@ -173,19 +179,21 @@ def draw(subject: MethodUnderTest) -> Iterator[Finding]:
 def output(subject: MethodUnderTest) -> Iterator[Finding]:
     """What forward returns."""
     method, pattern, out = subject.outcome
-    lacking = [name for name in ("loss", "logits", "targets") if name not in out]
-    if lacking:
+    names = ("loss", "logits", "targets")
+    found = out if isinstance(out, dict) else {}
+    if lacking := [name for name in names if not isinstance(found.get(name), Tensor)]:
         remedy = "return loss, logits and targets; Method._prediction makes them of rows and target tokens"
-        yield failed("output", f"forward returns no {few(lacking)}", remedy)
+        yield failed("output", f"forward returns no tensor {few(lacking)}", remedy)
         raise Blocked
     loss, logits, targets = out["loss"], out["logits"], out["targets"]
-    yield judged(
-        "loss",
-        loss.ndim == 0 and loss.dtype == torch.float32 and bool(loss.isfinite()),
-        good=f"a float32 scalar, {loss.item():.3f} {subject.spec.loss_unit} before training",
-        bad=f"{loss.dtype} of shape {tuple(loss.shape)}",
-        remedy="return the mean over all predicted positions of the batch, finite, in float32",
-    )
+    if not (loss.ndim == 0 and loss.dtype == torch.float32 and loss.isfinite() and loss.requires_grad):
+        value = f", {loss.item():.4g}" if loss.numel() == 1 else ""
+        cut = "" if loss.requires_grad else ", cut off from all weights"
+        remedy = "return the mean over all predicted positions of the batch, finite, in float32, not detached"
+        yield failed("loss", f"{_shape(loss)}{value}{cut}", remedy)
+        raise Blocked
+    words = f"a float32 scalar, {loss.item():.3f} {subject.spec.loss_unit} before training"
+    yield ok("loss", words)
     rows = targets if subject.spec.uses_tokens else targets[..., 0]
     counted = method.count_targets(pattern)
     yield judged(
@@ -206,24 +214,22 @@ def output(subject: MethodUnderTest) -> Iterator[Finding]:
         )
     else:
         yield info("targets", f"from the images: {targets.shape[-1]} numbers a position, {targets.dtype}")
-    before = [one.clone() for one in (subject.images, subject.tokens, pattern)]
+    given = {"images": subject.images, "tokens": subject.tokens, "pattern": pattern}
+    before = {name: value.clone() for name, value in (given | method.state_dict()).items()}
     with same_random_numbers(5):
-        again = method(subject.images, subject.tokens, pattern)
-    changed = [
-        name
-        for name, one, other in zip(
-            ("images", "tokens", "pattern"), before, (subject.images, subject.tokens, pattern), strict=True
-        )
-        if not torch.equal(one, other)
-    ]
+        again = method(*given.values())
     is_same = torch.equal(again["loss"], loss) and torch.equal(again["logits"], logits)
+    now = given if is_same else given | method.state_dict()
+    changed = [name for name, value in now.items() if not torch.equal(value, before[name])]
     yield judged(
         "forward repeats",
         is_same and not changed,
         good="the same twice, whatever the global seeds, and its arguments stay as they are",
         bad=f"it changes {few(changed)}" if changed else "its loss or logits depend on global random numbers",
-        remedy="draw what is random in draw; change no argument in place",
+        remedy="draw what is random in draw; change no argument and no weight in place",
     )
+    if changed:
+        raise Blocked  # what follows would be tried on other images, or with other weights
     lean = subject.build()
     lean.keeps_logits = False
     without = lean(subject.images, subject.tokens, pattern)
@@ -350,6 +356,12 @@ def _is_order(pattern: Tensor) -> bool:
     return bool((pattern[:, 0] == 0).all()) and torch.equal(
         pattern.sort(1).values, slots.expand(len(pattern), -1)
     )
+
+
+def _shape(found: Any) -> str:
+    if not isinstance(found, Tensor):
+        return f"no Tensor but a {type(found).__name__}"
+    return f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}"
 
 
 def _dtype(method: Method) -> str:

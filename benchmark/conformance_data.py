@@ -159,6 +159,8 @@ def images(subject: DataSetUnderTest) -> Iterator[Finding]:
         bad=f"{len(damaged)} cannot be: {_few(damaged)}",
         remedy="provide these files again; the command `data NAME --decode all` names every one",
     )
+    if not sizes:
+        return
     shared = sum(number for key, number in digests["test"].items() if key in digests["train"])
     words = f"{shared:,} of {looked_at['test']:,} test images looked at are pixel for pixel training images"
     yield info("overlap", words if shared else f"none of the images looked at is in both splits ({told})")

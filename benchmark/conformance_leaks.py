@@ -162,9 +162,11 @@ def _other_images(found: Predictions, image: Tensor) -> Finding:
     return judged(
         "images stand alone",
         worst <= MOVED,
-        good="predictions of an image do not move with another's pixels"
-        + (f", of another group of {group}" if group > 1 else ""),
-        bad=f"a prediction moves by {worst:.1g} of the logits' spread with another image",
+        good=f"predictions of a group of {group} images do not move with the pixels of another group"
+        if group > 1
+        else "predictions of an image do not move with another's pixels",
+        bad=f"a prediction moves by {worst:.1g} of the logits' spread with another "
+        + ("group's images" if group > 1 else "image"),
         remedy="mix nothing across the batch; or name the hyperparameter of its groups in MethodSpec.group",
     )
 

@@ -176,14 +176,17 @@ def tokens(subject: TokenizerUnderTest) -> Iterator[Finding]:
     tokenizer, images, found = subject.outcome
     kept = images.clone()
     shape = (len(images), tokenizer.grid**2)
+    if not isinstance(found, Tensor):
+        yield failed("tokens", f"encode returns a {type(found).__name__}", f"return a Tensor, int64 {shape}")
+        raise Blocked
     is_good = found.dtype == torch.int64 and tuple(found.shape) == shape and found.device.type == "cpu"
+    spread = f", from {int(found.min())} to {int(found.max())}" if found.numel() else ""
     in_range = is_good and int(found.min()) >= 0 and int(found.max()) < tokenizer.codebook_size
     yield judged(
         "tokens",
         in_range,
-        good=f"int64 {shape}, from {int(found.min())} to {int(found.max())}",
-        bad=f"{found.dtype} {tuple(found.shape)} on {found.device}"
-        + (f", from {int(found.min())} to {int(found.max())}" if found.numel() else ""),
+        good=f"int64 {shape}{spread}",
+        bad=f"{found.dtype} {tuple(found.shape)} on {found.device}{spread}",
         remedy="return int64 (B, grid x grid) on the CPU, each at least 0 and below codebook_size",
     )
     if not in_range:

@@ -7,6 +7,7 @@ a file from elsewhere nothing is known but its bytes, and its card says so. No t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def convert(source: Path, out: Path, *, key: str | None = None, heads: int | Non
     """Write `out` and its card beside it. Raises HarnessError, and writes nothing, for what cannot be read,
     fits no ViT of timm, or would replace a file."""
     card_path = out.with_suffix(".md")
-    _check_out(out, card_path)
+    _check_out(out)
     read = read_vit(source, key=key)
     if read.heads is not None and heads not in (None, read.heads):
         raise HarnessError(
@@ -83,11 +84,11 @@ def convert(source: Path, out: Path, *, key: str | None = None, heads: int | Non
     check_whole(read, number)
     facts = CardFacts(
         out_name=out.name,
-        source=source,
         file_name=read.path.name,
         sha256=read.sha256,
         key=read.key,
         form=read.form,
+        stored=", ".join(sorted({str(one.dtype).removeprefix("torch.") for one in read.tensors.values()})),
         changes=read.changes,
         sizes=read.sizes,
         heads=number,
@@ -100,8 +101,15 @@ def convert(source: Path, out: Path, *, key: str | None = None, heads: int | Non
         metadata={FACTS: canonical_json(_header(facts))},
     )
     text = model_card(facts)
-    write_atomically(out, content)
+    # The card comes first, so that no weights are without one; and one that a kill left alone says the same.
+    if os.path.lexists(card_path) and not _says(card_path, text):
+        raise _exists(card_path)
     write_atomically(card_path, text)
+    try:
+        write_atomically(out, content)
+    finally:
+        if not out.exists():
+            card_path.unlink(missing_ok=True)
     return Converted(out=out, card=card_path, facts=facts)
 
 
@@ -117,6 +125,10 @@ def read_vit(source: Path, *, key: str | None = None, choice: str = "choose it w
         read = read_weights(path, key=key, wanted=_WANTED, choice=choice)
         tensors, chosen, changes = read.tensors, read.key, read.changes
         heads = _header_of(path).get("heads")
+        if sha256_of_file(path) != sha256:  # or the digest would be that of other weights
+            raise HarnessError(
+                f"{path}: was changed while it was read; wait until it is written, and try again"
+            )
     else:
         if key is not None:
             raise HarnessError(f"{path}: a cell's file holds one set of weights; leave --key {key} away")
@@ -143,14 +155,21 @@ def check_whole(read: ReadVit, heads: int) -> None:
     check_fits(read.path, read.tensors, read.sizes.empty_model(heads), remedy=remedy)
 
 
-def _check_out(out: Path, card: Path) -> None:
+def _check_out(out: Path) -> None:
     if out.suffix != ENDING:
         raise HarnessError(f"{out}: timm knows the format by its ending; give a name that ends in {ENDING}")
     if not out.parent.is_dir():
         raise HarnessError(f"{out}: no folder {out.parent}; make it, or give a file in another one")
-    for path in (out, card):
-        if path.exists():
-            raise HarnessError(f"{path} exists already, and nothing is overwritten; give another name")
+    if os.path.lexists(out):
+        raise _exists(out)
+
+
+def _exists(path: Path) -> HarnessError:
+    return HarnessError(f"{path} exists already, and nothing is overwritten; give another name")
+
+
+def _says(card: Path, text: str) -> bool:
+    return card.is_file() and card.read_bytes() == text.encode()
 
 
 def _found(source: Path) -> tuple[Path, Record | None]:

@@ -99,13 +99,18 @@ def sizes_of(path: Path, tensors: Mapping[str, Tensor]) -> VitSizes:
             f"(D, 3, P, P), blocks.N...); its names begin with {', '.join(sorted(tensors)[:3]) or 'nothing'}"
         )
     width, channels, patch, patch_width = patches.shape
-    if channels != 3 or patch != patch_width or patch == 0:
+    if channels != 3 or patch != patch_width or 0 in patches.shape:
         raise HarnessError(
             f"{path}: patch_embed.proj.weight is {tuple(patches.shape)}; read are square patches of three "
             "channels, (D, 3, P, P)"
         )
     rows = positions.shape[1] if positions is not None and positions.ndim == 3 else 0
-    if positions is None or positions.shape != (1, rows, width) or isqrt(max(rows - 1, 0)) ** 2 != rows - 1:
+    if (
+        positions is None
+        or positions.shape != (1, rows, width)
+        or rows < 2
+        or isqrt(rows - 1) ** 2 != rows - 1
+    ):
         found = "absent" if positions is None else str(tuple(positions.shape))
         raise HarnessError(
             f"{path}: pos_embed is {found}; read are positions of one class token and a square of patches, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from benchmark.data_listing import PUBLISHED, SplitListing
 from benchmark.data_manifest import Differences, Entry, Manifest, compare
 from benchmark.image_part import ImagePart
 from benchmark.inputs import Missing, external_set
+from benchmark.plugins import words_of_plugins
 from protocols.errors import HarnessError
 
 MOST_NAMED = 10
@@ -129,7 +131,8 @@ def _files(names: Sequence[str]) -> str:
 
 def _writing_command(data_set: str, data_root: Path) -> str:
     """The command that decodes all images and writes the manifest."""
-    return f"python run_benchmark.py data {data_set} --data-root {data_root} --write-manifest"
+    words = ["data", data_set, "--data-root", str(data_root), "--write-manifest", *words_of_plugins()]
+    return f"python run_benchmark.py {shlex.join(words)}"
 
 
 def _named(names: Sequence[str]) -> str:

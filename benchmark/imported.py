@@ -43,10 +43,11 @@ class Asked(Frozen):
     evaluation: str
     seed: int
 
-    def cell(self, protocol: Protocol) -> Cell:
+    def cell(self, protocol: Protocol, original: Protocol | None = None) -> Cell:
         """The cell under `protocol`. Raises HarnessError for names that it does not have.
 
-        It is the random trunk's in all but its weights: nothing is pre-trained for either.
+        It is the random trunk's in all but its weights: nothing is pre-trained for either. `original` is the
+        protocol without --set, where there is one: a cell that --set moves is marked.
         """
         random_trunk = Selection(
             methods=(SCRATCH,),
@@ -56,7 +57,8 @@ class Asked(Frozen):
             seeds=(self.seed,),
         )
         (cell,) = make_plan(protocol, random_trunk)
-        return replace(cell, method=PREFIX + self.label, hyperparameters=((CHECKPOINT_DIGEST, self.sha256),))
+        own = replace(cell, method=PREFIX + self.label, hyperparameters=((CHECKPOINT_DIGEST, self.sha256),))
+        return own if original is None else replace(own, is_modified=own.id != self.cell(original).id)
 
 
 class Kept(Frozen):
@@ -139,17 +141,17 @@ def note_asked(work_dir: Path, protocol: Protocol, asked: Iterable[Asked]) -> No
         write_atomically(path, json.dumps(one.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
 
 
-def known_cells(work_dir: Path, protocol: Protocol) -> list[Cell]:
+def known_cells(work_dir: Path, protocol: Protocol, original: Protocol | None = None) -> list[Cell]:
     """The imported cells under `work_dir` that `protocol`, as it is, would make: asked for, done or merged.
 
-    By label, trunk, the protocol's order of evaluations, and seed.
+    `original`: as for `Asked.cell`. By label, trunk, the protocol's order of evaluations, and seed.
     """
     folders = (work_dir / protocol.name / "cells").glob(f"*-{PREFIX}*")
     asked = [one for one in map(_asked_of, sorted(folders)) if one is not None]
     order: Sequence[str] = protocol.names("evaluations")
     known = [one for one in asked if one[1].evaluation in order and one[1].trunk in protocol.trunks]
     known.sort(key=lambda one: (one[1].label, one[1].trunk, order.index(one[1].evaluation), one[1].seed))
-    cells = ((cell_id, one.cell(protocol)) for cell_id, one in known)
+    cells = ((cell_id, one.cell(protocol, original)) for cell_id, one in known)
     return [cell for cell_id, cell in cells if cell.id == cell_id]
 
 

@@ -68,8 +68,14 @@ def check_work_dir(work_dir: Path) -> None:
         or (work_dir / name / TRACKING_NAME).is_dir()
         for name in entries
     )
-    if entries and not is_ours:
+    others = [name for name in entries if not _is_empty(work_dir / name)]
+    if others and not is_ours:
         raise HarnessError(
-            f"work dir {work_dir} holds other things ({', '.join(entries[:3])}) and no results of this "
+            f"work dir {work_dir} holds other things ({', '.join(others[:3])}) and no results of this "
             "harness; give a new or an empty folder with --work-dir"
         )
+
+
+def _is_empty(path: Path) -> bool:
+    """True for a folder with nothing in it: a command that was killed as it began leaves the protocol's."""
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and not any(path.iterdir())

@@ -22,7 +22,7 @@ from leaderboard.bundle_cells import check_cell, check_parents
 from leaderboard.origins import ORIGIN_NAME, Origin, record_digest
 from leaderboard.record import RECORD_NAME, Record, read_record
 from protocols.errors import HarnessError
-from protocols.files import sync_folder
+from protocols.files import naming, sync_folder
 
 Result = Literal["merged", "weights added", "already here", "made here too", "refused"]
 RESULTS: tuple[Result, ...] = ("merged", "weights added", "already here", "made here too", "refused")
@@ -238,7 +238,8 @@ def _appear(made: Path, folder: Path) -> str:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that nobody sees yet: neither atomically nor for good."""
-    path.write_bytes(content)
+    with naming(path):
+        path.write_bytes(content)
 
 
 def _result(record: Record) -> object:

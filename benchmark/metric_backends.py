@@ -18,7 +18,8 @@ from protocols.errors import HarnessError, unknown
 
 PROJECT = "fair-mim"
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-_NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+MOST_PART = 80  # characters of a phase: a merged file may say anything
+_NO_NAME = re.compile(r"[^A-Za-z0-9_.-]+|^\.+")
 
 
 class Run(Protocol):
@@ -88,7 +89,7 @@ class TensorBoard:
 
     def run(self, *, cell_id: str, part: str, attempt: int, after: int) -> Run:
         # A cell that was begun again keeps its folder: what it had logged is purged by `rewind`.
-        made = _EventFile(self._folder / cell_id / _NO_NAME.sub("-", part))
+        made = _EventFile(self._folder / cell_id / _NO_NAME.sub("-", part)[:MOST_PART])
         if after:
             made.rewind(after + 1)  # what was handed over and not noted is handed over again
         return made

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from benchmark.layout import METRICS_NAME, TRACKING_NAME
 from benchmark.metric_backends import Backend, Run
-from benchmark.metrics import read_line
+from benchmark.metrics import is_number, read_line
 from leaderboard.record import RECORD_NAME, Record
 from protocols.errors import HarnessError
 from protocols.files import write_atomically
@@ -121,10 +121,12 @@ class Follower:
                 known = Part(first=step, last=0, attempt=known.attempt + 1)
                 self._close(cell_id, part)
             self._run(cell_id, part, known).rewind(step)
-        self._run(cell_id, part, known).log(
-            step,
-            {name: float(one) for name, one in values.items() if name not in _COUNTERS and _is_number(one)},
-        )
+        numbers = {
+            name: float(one)
+            for name, one in values.items()
+            if name not in _COUNTERS and is_number(one) and name.isprintable()
+        }
+        self._run(cell_id, part, known).log(step, numbers)
         return sent.model_copy(
             update={"parts": {**sent.parts, part: known.model_copy(update={"last": step})}}
         )
@@ -203,7 +205,3 @@ def _record(folder: Path) -> tuple[Record | None, str]:
         return Record.model_validate_json(content), hashlib.sha256(content).hexdigest()
     except (OSError, ValueError):
         return None, ""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

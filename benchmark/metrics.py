@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable
@@ -86,8 +85,9 @@ def read_line(line: bytes) -> dict[str, Any] | None:
     needed = {"step", "steps", "seconds"} | (_OF_FITTING if "objective" in metrics else {"images_per_second"})
     if "phase" not in metrics:
         needed |= {"loss"}
-    return metrics if all(_is_number(metrics.get(name)) for name in needed) else None
+    return metrics if all(is_number(metrics.get(name)) for name in needed) else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """True for a number that is finite, and that whatever reads these files can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63

@@ -10,15 +10,23 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from benchmark.convert_sizes import BY_OPTION, VitSizes
 from benchmark.inputs import EMBEDDED_SETS
 from benchmark.published_classifiers import publication
-from leaderboard.imported import is_imported, label_of
-from leaderboard.lineage import PRETRAIN, evaluation_name
+from leaderboard.card_parts import (
+    as_table,
+    command,
+    holds_equal,
+    measured,
+    plain,
+    pretraining_of,
+    stated,
+    values,
+)
+from leaderboard.imported import is_imported
+from leaderboard.lineage import PRETRAIN, Lineage, evaluation_name, harness_version
 from leaderboard.record import Record
 from methods import list_methods, method_spec
 from protocols import list_protocols, load_protocol
@@ -35,14 +43,15 @@ NOT_KNOWN = (
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """All that a card is made from. `relatives` are the records of the work dir that `record` comes from."""
+    """All that a card is made from. `relatives` are the records of the work dir that `record` comes from;
+    `stored` says which kinds of numbers the file holds."""
 
     out_name: str
-    source: Path
     file_name: str
     sha256: str
     key: str
     form: str
+    stored: str
     changes: Sequence[str]
     sizes: VitSizes
     heads: int
@@ -67,26 +76,6 @@ class CardFacts:
         width = self.sizes.classes or self.sizes.width
         used = f"{what} = model.eval()(torch.zeros(1, 3, {size}, {size}))  # (1, {width})"
         return ("import timm, torch", *made, used)
-
-    @cached_property
-    def pretraining(self) -> Record | None:
-        """The record of the pre-training that the weights are, or began with."""
-        if self.record is None or self.record.stage == PRETRAIN:
-            return self.record
-        return next((one for one in self.relatives if one.cell_id in self.record.parents), None)
-
-    @cached_property
-    def descendants(self) -> tuple[Record, ...]:
-        """What was measured on these weights, or from them on: by evaluation, seed and cell."""
-        origin = self.pretraining
-        if origin is None:
-            return () if self.record is None else (self.record,)
-        found = [
-            one
-            for one in self.relatives
-            if one.status == "done" and one.parents.get(origin.cell_id) == origin.artefact_digest
-        ]
-        return tuple(sorted(found, key=lambda one: (evaluation_name(one), one.seed or 0, one.cell_id)))
 
 
 def model_card(facts: CardFacts) -> str:
@@ -116,82 +105,57 @@ def _opening(facts: CardFacts) -> Iterator[str]:
 
 
 def _of_cell(facts: CardFacts, record: Record) -> Iterator[str]:
-    origin = facts.pretraining
+    lineage = Lineage([*facts.relatives, record])
+    protocol = _protocol_of(record)
     data = record.resolved.get("data", {})
     yield "Images are RGB, scaled to [0, 1] and normalised by channel: " + (
         f"mean {_numbers(data.get('mean'))}, standard deviation {_numbers(data.get('std'))}."
     )
     yield ""
     yield "## What it is"
-    yield from _bullets(_identity(facts, record, origin))
-    if facts.changes:
-        yield from _bullets({"done to the weights": "; ".join(facts.changes)})
+    yield ""
+    own = {"weights": facts.file_name, "done to the weights": "; ".join(facts.changes) or "nothing"}
+    yield from as_table(stated(record, lineage, protocol) | {"method": _method(record)} | own)
     yield ""
     yield "## What was measured"
-    yield from _metrics(facts)
+    yield ""
+    yield from measured(record, facts.relatives)
+    yield ""
+    yield "One pre-training and one seed: what its method gives on average, and how sure that is, is said by"
+    yield "a board over several seeds and not by this table."
     yield ""
     yield "## How it was made"
-    if origin is not None and origin is not record:
-        yield from _recipe(origin)
-    yield from _recipe(record)
-    yield "```"
-    yield from _commands(facts, record)
-    yield "```"
-    current = _current(record)
-    if current is None:
+    origin = pretraining_of(record, lineage)
+    for one in (origin, record) if origin is not None and origin is not record else (record,):
         yield ""
-        yield "No protocol that comes with this harness today has that name and these slices: `--protocol`"
-        yield "takes the protocol's file, or the commit above has it."
+        yield f"The values of the {one.stage} cell:"
+        yield ""
+        yield from values(one)
+    yield ""
+    yield f"At commit {plain(harness_version(record))}; a file that is named here is for the reader to bring:"
+    yield ""
+    yield "```"
+    brought = [] if record.data_set.name in EMBEDDED_SETS else ["--data-root", "DIR"]
+    yield shlex.join([*command(record, lineage, protocol), *brought])
+    cell = f"runs/{record.protocol.name}/cells/{record.cell_id}"
+    yield shlex.join(["python", "run_benchmark.py", "convert", cell, facts.out_name])
+    yield "```"
+    if not holds_equal(record, lineage, protocol):
+        yield ""
+        yield "No protocol that comes with this harness today has that name, version and these slices: either"
+        yield "`--protocol` takes the protocol's own file, or the commit above has it."
     yield ""
     yield "## Licence"
+    yield ""
     yield "The harness is Apache-2.0. No record gives these weights a licence of their own: the terms of the"
-    yield f"images that they were trained on ({record.data_set.name}) hold" + (
-        ", which the harness's NOTICE states." if record.data_set.name in EMBEDDED_SETS else "."
+    images, tokenizer = (origin or record).data_set.name, record.tokenizer
+    yield f"images that they were trained on ({plain(images)}) hold" + (
+        ", which the harness's NOTICE states." if images in EMBEDDED_SETS else "."
     )
-    tokenizer = (origin or record).tokenizer
+    if is_imported(record):
+        yield "So do those of whoever published the weights that the training began with."
     if tokenizer is not None and tokenizer.teacher and not tokenizer.teacher.startswith("none"):
-        yield f"So do those of the tokenizer's teacher: {tokenizer.teacher}."
-
-
-def _identity(facts: CardFacts, record: Record, origin: Record | None) -> Iterator[tuple[str, str]]:
-    yield "method", _method(record)
-    if record.method and record.method.source_digest:
-        yield "its code", f"SHA-256 `{record.method.source_digest}`"
-    current = _current(record)
-    whole = f", digest `{current.digest}`" if current else ""
-    yield "protocol", f"`{record.protocol.name}`, version {record.protocol.version}{whole}"
-    slices = dict((origin or record).protocol.slices) | dict(record.protocol.slices)
-    for name, digest in sorted(slices.items()):
-        yield f"slice {name}", f"`{digest}`"
-    status = record.compliance
-    if origin is not None and status.status == "clean":
-        status = origin.compliance
-    yield (
-        "compliance",
-        ": ".join([status.status, *(["; ".join(status.deviations)] if status.deviations else [])]),
-    )
-    tokenizer = (origin or record).tokenizer
-    if tokenizer is not None:
-        teacher = f"; its teacher: {tokenizer.teacher}" if tokenizer.teacher else ""
-        yield "tokenizer", f"`{tokenizer.name}`, digest `{tokenizer.digest}`{teacher}"
-    seen = origin or record
-    yield (
-        "images",
-        f"{seen.data_set.n:,} of {seen.data_set.name} ({seen.data_set.part}), "
-        f"digest `{seen.data_set.digest}`",
-    )
-    if origin is not record:
-        yield "labels", f"fine-tuned and measured on {record.data_set.name}"
-    yield "trunk", f"`{record.trunk}`"
-    yield "seed", str(record.seed)
-    yield "cell", f"`{record.cell_id}`"
-    yield "file", f"`{facts.file_name}`, SHA-256 `{facts.sha256}`"
-    changed = ", with uncommitted changes" if record.git.dirty else ""
-    yield "harness", f"commit `{record.git.commit}`{changed}"
-    versions = (
-        f"{name} {record.environment[name]}" for name in ("torch", "timm") if name in record.environment
-    )
-    yield "made with", ", ".join([*versions, f"on {record.cost.device}"])
+        yield f"So do those of the tokenizer's teacher: {plain(tokenizer.teacher)}."
 
 
 def _method(record: Record) -> str:
@@ -200,86 +164,21 @@ def _method(record: Record) -> str:
         return "none"
     name, plugin = record.method.name, record.method.plugin
     if is_imported(record):
-        return (
-            f"`{name}`: the weights that it began with come from elsewhere, and their objective is not known"
-        )
+        return f"{name}: the weights that it began with come from elsewhere, and their objective is not known"
     if plugin:
-        return f"`{name}` ({record.method.title or name}), which the plug-in {plugin} brought"
+        return f"{name} ({record.method.title or name}), which the plug-in {plugin} brought"
     known = method_spec(name) if name in list_methods() else None
-    return f"`{name}` ({known.title}, {known.paper})" if known else f"`{name}`"
-
-
-def _metrics(facts: CardFacts) -> Iterator[str]:
-    if not facts.descendants:
-        yield "Nothing yet: no finished evaluation of these weights lies beside them."
-        return
-    yield "| of | evaluation | metric | value | images | seed | compliance |"
-    yield "|---|---|---|---:|---:|---:|---|"
-    for record in facts.descendants:
-        of, status = _measured_of(facts, record), record.compliance.status
-        for name, metric in sorted(record.metrics.items()):
-            yield (
-                f"| {of} | {evaluation_name(record)} | {name} | {metric.value:.2f} {metric.unit} | "
-                f"{metric.n:,} | {record.seed} | {status} |"
-            )
-    yield ""
-    yield "One pre-training and one seed: what its method gives on average, and how sure that is, is said by"
-    yield "a board over several seeds and not by this table."
-
-
-def _measured_of(facts: CardFacts, record: Record) -> str:
-    """Of a classifier its own cell alone speaks; of a pre-training all that began with it."""
-    is_own = facts.record is facts.pretraining or (facts.record and facts.record.cell_id == record.cell_id)
-    return "these weights" if is_own else "their pre-training"
-
-
-def _recipe(record: Record) -> Iterator[str]:
-    yield f"The values of the {record.stage} cell that are not those of the data and the trunk:"
-    yield ""
-    for name in sorted(record.resolved):
-        if name.startswith(("data", "trunk:")):
-            continue
-        values = record.resolved[name]
-        if values:
-            said = ", ".join(f"{key} {_plain(value)}" for key, value in sorted(values.items()))
-            yield f"- {name}: {said}"
-    yield ""
-
-
-def _commands(facts: CardFacts, record: Record) -> Iterator[str]:
-    words = ["python", "run_benchmark.py", "--protocol", record.protocol.name]
-    if is_imported(record):
-        file = str(record.resolved.get("checkpoint", {}).get("file", "FILE"))
-        words += ["--from-checkpoint", file, "--label", label_of(record)]
-    elif record.method is not None:
-        words += ["--methods", record.method.name]
-        words += ["--plugin", record.method.plugin] if record.method.plugin else []
-    tokenizer = (facts.pretraining or record).tokenizer
-    if tokenizer is not None:
-        words += ["--tokenizers", tokenizer.name]
-    words += ["--trunks", record.trunk or "", "--seeds", str(record.seed)]
-    if record.stage != PRETRAIN:
-        words += ["--evaluations", evaluation_name(record)]
-    if record.compliance.status == "modified":
-        words += [word for one in record.compliance.deviations for word in ("--set", one)]
-    if record.data_set.name not in EMBEDDED_SETS:
-        words += ["--data-root", "DIR"]
-    yield shlex.join(words)
-    cell = f"runs/{record.protocol.name}/cells/{record.cell_id}"
-    yield shlex.join(["python", "run_benchmark.py", "convert", cell, facts.out_name])
+    return f"{name} ({known.title}, {known.paper})" if known else name
 
 
 def _published(facts: CardFacts) -> Iterator[str]:
     yield "## Where it comes from"
     entry = f", entry `{facts.key}`" if facts.key else ""
-    yield from _bullets(
-        {
-            "file": f"`{facts.file_name}`{entry}",
-            "SHA-256": f"`{facts.sha256}`",
-            "names in it": facts.form,
-            "done to the weights": "; ".join(facts.changes) or "nothing",
-        }
-    )
+    yield f"- file: `{facts.file_name}`{entry}"
+    yield f"- SHA-256: `{facts.sha256}`"
+    yield f"- names in it: {facts.form}"
+    yield f"- numbers: {facts.stored}"
+    yield f"- done to the weights: {'; '.join(facts.changes) or 'nothing'}"
     yield ""
     yield "This harness did not train them. Not known:"
     for one in NOT_KNOWN:
@@ -299,12 +198,10 @@ def _published(facts: CardFacts) -> Iterator[str]:
     yield "```"
 
 
-def _current(record: Record) -> Protocol | None:
-    """The protocol of that name as it is now, if it holds the very same things equal as `record`'s did."""
-    if record.protocol.name not in list_protocols():
-        return None
-    protocol = load_protocol(record.protocol.name)
-    return protocol if record.protocol.slices.items() <= protocol.slices.items() else None
+def _protocol_of(record: Record) -> Protocol | None:
+    """The protocol of that name as it is today, if one comes with the harness."""
+    name = record.protocol.name
+    return load_protocol(name) if name in list_protocols() else None
 
 
 def _row(record: Record) -> str:
@@ -321,18 +218,3 @@ def _arguments(values: Mapping[str, Any]) -> str:
 
 def _numbers(values: Any) -> str:
     return "not stated" if values is None else ", ".join(f"{value:g}" for value in values)
-
-
-def _plain(value: Any) -> str:
-    return (
-        "none"
-        if value is None
-        else ", ".join(map(str, value))
-        if isinstance(value, list | tuple)
-        else str(value)
-    )
-
-
-def _bullets(values: Any) -> Iterator[str]:
-    for name, value in values.items() if isinstance(values, Mapping) else values:
-        yield f"- {name}: {value}"

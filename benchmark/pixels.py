@@ -40,7 +40,8 @@ def pixel_reader(
             if choice == "packed":
                 raise HarnessError(
                     f"--images packed: {missing}; make it with python run_benchmark.py pack, the same "
-                    "--protocol, --data-root, --work-dir and --set, or read the files with --images files"
+                    "--protocol, --plugin, --data-root, --work-dir and --set, or read the files with "
+                    "--images files"
                 ) from None
         else:
             log.info("pixels are read from the pack %s", pack.folder)

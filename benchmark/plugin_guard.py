@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -68,7 +70,8 @@ def import_guarded(
     for name in sorted({name for tree in trees.values() for name in harness_modules(tree)}):
         importlib.import_module(name)
     before = Untouched()
-    module = run()
+    with redirect_stdout(sys.stderr):  # standard output is the command's: it may be JSON
+        module = run()
     changed = before.changes()
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from leaderboard.record import read_records
+from leaderboard.record import plugin_words, read_records
 from methods import list_methods
 from protocols.errors import HarnessError
 from tokenizers import list_tokenizers
@@ -24,8 +25,9 @@ def check_recorded_plugins(
     for record in records:
         for kind, used in (("method", record.method), ("tokenizer", record.tokenizer)):
             if used is not None and used.plugin and (kind, used.name) in wanted:
+                words = shlex.join(plugin_words([used.plugin]))
+                remedy = f"give {words}, with its folder" if words else "install that package"
                 raise HarnessError(
                     f"{kind} {used.name!r} is known from records in {work_dir} alone: it came from the "
-                    f"plug-in {used.plugin}; give --plugin with that file, or its folder, or install that "
-                    "package (report and compare need only the records)"
+                    f"plug-in {used.plugin}; {remedy} (report and compare need only the records)"
                 )

@@ -82,6 +82,9 @@ def import_file(file: Path, name: str, *, folder: Path | None) -> ModuleType:
         hint = ""
         if isinstance(error, ImportError) and folder is None and "relative import" in str(error):
             hint = "; a file that imports its neighbours is loaded with them: give --plugin the folder"
+        elif isinstance(error, ModuleNotFoundError) and _is_neighbour(error.name, file):
+            whole = "" if folder else "; give --plugin the folder"
+            hint = f"; {error.name}.py lies beside it: write from . import {error.name}{whole}"
         elif isinstance(error, ModuleNotFoundError):
             hint = "; install it in this environment, or leave the plug-in out"
         raise HarnessError(
@@ -100,6 +103,10 @@ def where_in(error: BaseException, file: Path, folder: Path | None) -> str:
             found = f"{shown_path(code)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
+
+
+def _is_neighbour(module: str | None, file: Path) -> bool:
+    return bool(module) and file.with_name(f"{module}.py").is_file()
 
 
 def _is_of(code: str, file: Path, folder: Path | None) -> bool:

@@ -54,7 +54,7 @@ def _asked(spec: DataSetSpec, folder: Path, split: str) -> Any:
         return spec.read(folder, split)
     except HarnessError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         file = inspect.getsourcefile(spec.read) or ""
         lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == file]
         line = f"{shown_path(file)}:{lines[-1]}" if lines else shown_path(file)

@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +14,9 @@ from typing import Any
 
 from benchmark.data_sets import DataSetSpec
 from benchmark.plugin_guard import line_of, line_of_hyperparameter, protocol_fields
+from benchmark.plugin_import import where_in
 from benchmark.plugin_sources import ROOT, built_in_files, own_files
-from methods.specs import MethodSpec
+from methods.specs import MethodSpec, Work
 from protocols.errors import HarnessError, ProtocolViolation
 from protocols.files import shown_path
 from protocols.hyperparameters import Hyperparameter
@@ -31,6 +32,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 # Words that options take in the place of names, and what begins the names of rows that were imported.
 _TAKEN = ("all", "all-known", "none")
 _IMPORTED = "imported-"
+# Which MethodSpec.resolve holds against the trunk, whoever declares them.
+_COUNTS = ("mask_count", "cutting_point", "min_block", "decoder_width", "decoder_heads")
 _CONTRACTS = {"method": ("methods.base", "Method"), "tokenizer": ("tokenizers.base", "Tokenizer")}
 
 
@@ -63,7 +66,7 @@ def brought_by(
         for one in given:
             if not isinstance(one, expected):
                 raise HarnessError(f"{place}: {constant} holds {_shown(one)}, not a {expected.__name__}")
-            if any(one is known for _, known, _ in brought.specs):
+            if (kind, one.name) in [(known, spec.name) for known, spec, _ in brought.specs]:
                 raise HarnessError(f"{place}: {constant} holds {one.name!r} twice")
             taken = Taken(
                 kind=kind, module=module, file=file, tree=tree, place=place, folder=folder, package=package
@@ -92,24 +95,70 @@ class Taken:
             return replace(spec, origin=origin)
         self._check_hyperparameters(spec)
         target = self._target(spec)
+        hyperparameters = tuple(
+            replace(one, follows=one.follows and self._answering(one.follows, spec, f"follows of {one.name}"))
+            for one in spec.hyperparameters
+        )
+        named = [self._source(spec, one) for one in spec.sources]
         own = own_files(self.file, self.folder, self.package)
         built_in = built_in_files(self.tree)
         for one in own:
             built_in += built_in_files(ast.parse(one.read_bytes()))
         if isinstance(spec, MethodSpec):
             self._check_method(spec)
+            assert spec.work is not None
             of_methods = {one.removeprefix("methods/") for one in built_in if one.startswith("methods/")}
             others = {ROOT / one for one in built_in if not one.startswith("methods/")}
-            sources = dict.fromkeys([*own, *sorted(others), *map(Path, spec.sources)])
+            sources = dict.fromkeys([*own, *sorted(others), *named])
             return replace(
                 spec,
                 target=target,
                 origin=origin,
+                hyperparameters=hyperparameters,
+                work=self._answering(spec.work, spec, "work", kind=Work),
                 files=tuple(sorted({*spec.files, *of_methods})),
                 sources=tuple(sorted(sources, key=lambda one: (one.name, str(one)))),
             )
-        texts = dict.fromkeys([*map(str, own), *sorted(set(built_in)), *spec.sources])
-        return replace(spec, target=target, origin=origin, sources=tuple(texts))
+        texts = dict.fromkeys([*map(str, own), *sorted(set(built_in)), *map(str, named)])
+        return replace(
+            spec, target=target, origin=origin, hyperparameters=hyperparameters, sources=tuple(texts)
+        )
+
+    def _source(self, spec: MethodSpec | TokenizerSpec, given: Any) -> Path:
+        """A further file of the code, which lies beside the plug-in or in the repository."""
+        if isinstance(given, str | Path):
+            for folder in (self.file.parent, ROOT):
+                if (folder / given).is_file():
+                    return folder / given
+        raise HarnessError(
+            f"{self.place}: {self.kind} {spec.name}: sources names {given!r}, and there is no such file in "
+            f"{shown_path(self.file.parent)}"
+        )
+
+    def _answering(
+        self, function: Callable[..., Any], spec: Spec, what: str, *, kind: type = object
+    ) -> Callable[..., Any]:
+        """`function`, where a plan asks it: what it raises is the plug-in's error, with its line."""
+
+        def answer(*arguments: Any) -> Any:
+            try:
+                found = function(*arguments)
+            except HarnessError:
+                raise
+            except (Exception, SystemExit) as error:
+                where = where_in(error, self.file, self.folder)
+                where = self.place if where == shown_path(self.file) else where
+                raise HarnessError(
+                    f"{where}: {self.kind} {spec.name}: {what} failed: {type(error).__name__}: {error}"
+                ) from error
+            if not isinstance(found, kind):
+                raise HarnessError(
+                    f"{self.place}: {self.kind} {spec.name}: {what} must return a {kind.__name__}, got "
+                    f"{_shown(found)}"
+                )
+            return found
+
+        return answer
 
     def _check_texts(self, spec: Spec) -> None:
         name = spec.name
@@ -133,6 +182,12 @@ class Taken:
                 )
 
     def _check_hyperparameters(self, spec: MethodSpec | TokenizerSpec) -> None:
+        for name in ("hyperparameters", "sources"):
+            if not isinstance(given := getattr(spec, name), tuple | list):
+                raise HarnessError(
+                    f"{self.place}: {self.kind} {spec.name}: {name} must be a tuple, got {_shown(given)}; "
+                    f"mind the comma of a single one: {name}=(...,)"
+                )
         fixed = protocol_fields()
         seen: set[str] = set()
         for one in spec.hyperparameters:
@@ -160,6 +215,13 @@ class Taken:
                 raise HarnessError(
                     f"{where}: hyperparameter {one.name}: type must be bool, int, float or str"
                 )
+            if self.kind == "method" and one.name in _COUNTS and one.type is not int:
+                raise HarnessError(
+                    f"{where}: hyperparameter {one.name} is a number of patches, slots, columns or heads in "
+                    "every method: give it type=int, or another name"
+                )
+            if not all(isinstance(bound, int | float | None) for bound in (one.low, one.high)):
+                raise HarnessError(f"{where}: hyperparameter {one.name}: low and high must be numbers")
             if not isinstance(one.source, str) or not one.source.strip():
                 raise HarnessError(
                     f"{where}: hyperparameter {one.name}: source must say where its value comes from"
@@ -202,6 +264,13 @@ class Taken:
                 raise HarnessError(f"{self.place}: data set {spec.name}: {name} must be a tuple of texts")
         if not callable(spec.read):
             raise HarnessError(f"{self.place}: data set {spec.name}: read must be a function (folder, split)")
+        try:
+            spec.remedy.format(root="DIR")
+        except (LookupError, ValueError):
+            raise HarnessError(
+                f"{self.place}: data set {spec.name}: remedy may name {{root}} alone in braces; write {{{{ "
+                "and }} for braces that are to be seen"
+            ) from None
         if Path(spec.place).name != spec.place or spec.place in ("", ".."):
             raise HarnessError(
                 f"{self.place}: data set {spec.name}: folder must be the name of one folder, got "

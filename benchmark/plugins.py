@@ -55,7 +55,7 @@ def load_plugins(paths: Sequence[str | Path], *, packages: bool = True) -> None:
     if packages:
         load_packages()
     for given in paths:
-        _load(Path(given).absolute(), str(given))
+        _load(_whole(Path(given)), str(given))
 
 
 @contextmanager
@@ -73,6 +73,11 @@ def plugins_loaded(paths: Sequence[str | Path]) -> Iterator[None]:
 def loaded_plugins() -> tuple[str, ...]:
     """Whole paths of the files and folders that are loaded: what other processes of a run are told."""
     return tuple(map(str, _LOADED))
+
+
+def words_of_plugins() -> list[str]:
+    """`--plugin` with all that is loaded, for a command that is shown and would not run without it."""
+    return ["--plugin", *map(shown_path, _LOADED)] if _LOADED else []
 
 
 def plugin_of(origin: str) -> str:
@@ -145,6 +150,11 @@ def _unload(path: Path) -> None:
         del sys.modules[module]
 
 
+def _whole(path: Path) -> Path:
+    """The one whole path of a file however it is spelt; its own name stays, even of a link."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
 def _is_public(file: Path, folder: Path) -> bool:
     """True for a file of the folder itself that is loaded, and does not only serve others."""
     return file.parent == folder and (file.name == INIT or not file.name.startswith("_"))
@@ -153,7 +163,10 @@ def _is_public(file: Path, folder: Path) -> bool:
 def _files_of(path: Path, given: str) -> list[Path]:
     """The files that a plug-in is made of. HarnessError if there are none."""
     if path.is_dir():
-        files = sorted([*path.rglob("*.py"), *path.glob("*.yaml")], key=lambda one: (one.name != INIT, one))
+        found = [*path.rglob("*.py"), *path.glob("*.yaml")]
+        # What is hidden is no part of it: an environment (.venv), a cache.
+        found = [one for one in found if not any(part[0] == "." for part in one.relative_to(path).parts)]
+        files = sorted(found, key=lambda one: (one.name != INIT, one))
         if not any(one.suffix == ".yaml" or _is_public(one, path) for one in files):
             raise HarnessError(
                 f"--plugin {given}: no *.py and no protocol *.yaml in this folder (names that begin with _ "

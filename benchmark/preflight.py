@@ -222,7 +222,7 @@ def _pixels(
         return ""
     part, is_of_files = protocol.data.pretraining, bool(of_data[0].listings)
     packing = (
-        "python run_benchmark.py pack with the same --protocol, --data-root, --work-dir and --set "
+        "python run_benchmark.py pack with the same --protocol, --plugin, --data-root, --work-dir and --set "
         f"({size(packed_images_bytes(protocol))})"
     )
     if choice != "files":

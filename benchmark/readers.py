@@ -62,7 +62,11 @@ def read(
             raise
         if item is None:
             return
-        yield item
+        try:
+            yield item
+        except GeneratorExit:
+            _end(readers)  # nobody asks for more
+            raise
 
 
 class ReaderHangs(HarnessError):

@@ -11,6 +11,9 @@ from protocols.errors import HarnessError, unknown
 from protocols.schema import Protocol
 from tokenizers import broken_tokenizers, list_tokenizers, tokenizer_spec
 
+# Ends what is said of a name that nobody knows.
+PLUGIN_HINT = "; one that a plug-in brings needs --plugin"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -72,7 +75,9 @@ def select(
             if name not in known:
                 _check_broken(kind, name)
                 others = meant if kind == "methods" else ()
-                raise unknown(f"{kind[:-1]} of protocol {protocol.name}", name, [*known, *others])
+                error = unknown(f"{kind[:-1]} of protocol {protocol.name}", name, [*known, *others])
+                hint = PLUGIN_HINT if kind in ("methods", "tokenizers") else ""
+                raise HarnessError(f"{error}{hint}")
         return tuple(dict.fromkeys(given))
 
     asked = protocol.defaults.evaluations if evaluations is None else chosen("evaluations", evaluations)

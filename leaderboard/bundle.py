@@ -32,7 +32,7 @@ from leaderboard.cards import CARD_NAME
 from leaderboard.origins import PassedThrough, Sha256
 from leaderboard.record import Git
 from protocols.errors import HarnessError
-from protocols.files import sha256_of_file
+from protocols.files import naming, sha256_of_file
 from protocols.frozen import Frozen, Name, NonNegativeInt, PositiveInt, digest_of
 
 MANIFEST, PROTOCOL, CONFIGURATION = "manifest.json", "protocol.json", "configuration.yaml"
@@ -186,7 +186,7 @@ class Bundle:
     def __init__(
         self, path: Path, stream: IO[bytes], *, sha256: str, manifest: Manifest, start: int, size: int
     ) -> None:
-        self.name = path.name
+        self.name = path.name.encode(errors="replace").decode()  # records hold text, names of files any bytes
         self.sha256 = sha256
         self.manifest = manifest
         self._stream = stream
@@ -210,7 +210,7 @@ class Bundle:
 
     def copy(self, path: str, out: Path) -> None:
         """Write a member into the new file `out`, piece by piece. HarnessError as of `read`."""
-        with out.open("xb") as stream:
+        with naming(out), out.open("xb") as stream:
             for chunk in self._chunks(path):
                 stream.write(chunk)
 
@@ -273,9 +273,11 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read: {error.strerror}") from None
     with stream:
-        manifest, start = _read_manifest(path, stream)
-        _check_size(path, size, most=MAX_BUNDLE_BYTES + sum(f.size for f in manifest.files if f.is_weights))
-        digest = sha256_of_file(path)
+        with naming(path):
+            manifest, start = _read_manifest(path, stream)
+            weights = sum(file.size for file in manifest.files if file.is_weights)
+            _check_size(path, size, most=MAX_BUNDLE_BYTES + weights)
+            digest = sha256_of_file(path)
         yield Bundle(path, stream, sha256=digest, manifest=manifest, start=start, size=size)
 
 

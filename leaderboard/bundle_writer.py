@@ -31,7 +31,8 @@ from leaderboard.bundle import (
     padding,
 )
 from leaderboard.bundle_cells import IdsOf, check_cell, check_parents, names_a_folder
-from leaderboard.cards import CARD_NAME, CARRIED, card_text
+from leaderboard.card_parts import CARRIED
+from leaderboard.cards import CARD_NAME, card_text
 from leaderboard.origins import MOST_PASSED, read_origin
 from leaderboard.record import PREDICTIONS_NAME, RECORD_NAME, Record
 from protocols.errors import HarnessError
@@ -84,8 +85,9 @@ def write_bundle(
     document = {"name": protocol.name, "version": protocol.version, "slices": {
         name: dict(protocol.slice(name)) for name in sorted(protocol.slices)}}  # fmt: skip
     own = {PROTOCOL: (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()}
-    own |= {f"cells/{cell_id}/{CARD_NAME}": card_text(record, chosen.records.values()).encode()
-            for cell_id, record in chosen.records.items() if record.stage in CARRIED}  # fmt: skip
+    cards = {cell_id: card_text(record, chosen.records.values(), protocol=protocol)
+             for cell_id, record in chosen.records.items() if record.stage in CARRIED}  # fmt: skip
+    own |= {f"cells/{cell_id}/{CARD_NAME}": text.encode() for cell_id, text in cards.items()}
     texts = {f"plugins/{name}.txt": content for name, content in (plugins or {}).items()}
     texts |= {CONFIGURATION: configuration} if configuration else {}
     own |= {name: content for name, content in texts.items() if chosen.may_take(name, content)}

@@ -173,9 +173,12 @@ def _nothing_common(
     wanted = f"{', '.join(asked)} of both" if asked else "an evaluation of both"
     missing = list(asked) or list(rows[0])
     lacking = [key for key, row in zip(keys, rows, strict=True) if not any(name in row for name in missing)]
-    command = row_command((lacking or keys)[0], protocol, board, start=start)
-    command += f" --evaluations {' '.join(missing)}"
-    return f"the board does not have {wanted}: {has}; measure what is missing with: {command}"
+    key = (lacking or keys)[0]
+    command = row_command(key, protocol, board, start=start, evaluations=missing)
+    remedy = f"measure what is missing with: {command}"
+    if not command:
+        remedy = f"no view of protocol {protocol.name} asks for {', '.join(missing)} of {row_name(key)}"
+    return f"the board does not have {wanted}: {has}; {remedy}"
 
 
 def _check_alike(

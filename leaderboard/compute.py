@@ -122,7 +122,7 @@ def _costs(board: Board, runs: RowRuns, rows: Sequence[RowKey]) -> Block:
         ("training", True, lambda row: duration(row["pretraining_wall_seconds"])),
         *([("GPU-hours", True, lambda row: _hours(row["gpu_hours"]))] if has_gpus else []),
         ("tokenising", True, _tokenising),
-        ("evaluations", True, lambda row: duration(row["evaluation_wall_seconds"])),
+        ("evaluation", True, lambda row: duration(row["evaluation_wall_seconds"])),
         ("settings", True, lambda row: integer(row["tuning_budget"])),
         *([("device", False, lambda row: text(row["devices"]))] if several_devices else []),
     ]
@@ -142,7 +142,7 @@ def _costs(board: Board, runs: RowRuns, rows: Sequence[RowKey]) -> Block:
             f"measured on {', '.join(map(clean, devices)) or 'devices that no record names'}; they depend "
             "on the machine and on what else ran there.",
             "Tokenising is done once and its tokens serve every row on them: the number in brackets. "
-            "Evaluations are all that were measured on a row, of one seed.",
+            "Evaluation is all that was measured on a row, of one seed.",
             "Training is pre-training. Settings: distinct sets of hyperparameters and recipe values in which "
             "these records pre-trained this method on these tokens and this trunk, whatever came of them. "
             "What was tried elsewhere is not counted.",

@@ -118,7 +118,8 @@ def _block(
         "in those epochs. Under eq.: in the epochs that spend the same FLOPs. Epochs are whole numbers, so "
         "the FLOPs agree as far as rounding lets them. Every other value, the warm-up included, is the "
         "protocol's; the schedule ends with the last epoch.",
-        f"Top-1: mean over seeds, {_seed_words(frame)}. Change: of the means, in points.",
+        f"Top-1: mean over seeds, {_seed_words(frame)}, of a row the same on both sides where it has any in "
+        "common. Change: of these means, in points.",
     ]
     if seeds < 3:
         notes.append("Fewer than three seeds in some row: nothing is said about methods.")
@@ -145,11 +146,15 @@ def _line(entry: Entry, evaluation: str, runs: RowRuns, protocol: Protocol) -> d
         "trunk": entry.own.trunk,
         "reference": entry.reference,
     }
-    for prefix, key, epochs in (
-        ("", entry.own, protocol.pretraining.epochs),
-        ("scaled_", entry.scaled, entry.epochs),
+    scores = [runs.scores.get((key, evaluation), {}) for key in (entry.own, entry.scaled)]
+    # Of unlike seeds a change would be theirs, too.
+    shared = scores[0].keys() & scores[1].keys()
+    for prefix, key, epochs, by_seed in (
+        ("", entry.own, protocol.pretraining.epochs, scores[0]),
+        ("scaled_", entry.scaled, entry.epochs, scores[1]),
     ):
-        flops, tops = runs.flops(key), runs.tops(key, evaluation)
+        flops = runs.flops(key)
+        tops = [top for seed, top in by_seed.items() if seed in shared or not shared]
         mean, deviation = mean_and_sd(tops) if tops else (None, None)
         line |= {
             f"{prefix}epochs": epochs,
@@ -159,8 +164,7 @@ def _line(entry: Entry, evaluation: str, runs: RowRuns, protocol: Protocol) -> d
             f"{prefix}top1_sd": deviation,
             f"{prefix}seeds": len(tops),
         }
-    both = (line["top1_percent"], line["scaled_top1_percent"])
-    line["change"] = both[1] - both[0] if None not in both else None
+    line["change"] = line["scaled_top1_percent"] - line["top1_percent"] if shared else None
     return line
 
 

@@ -127,7 +127,8 @@ class RecordReader:
             stage=stage,
             held={
                 scope: self._values(scope, facts.get(scope, {}), texts.get(scope, {}), prefix)
-                for scope in facts.keys() | texts.keys()
+                # No union of their keys: a set's order, and with it the board's, is each process's own.
+                for scope in dict.fromkeys((*facts, *texts))
             },
             shown=self._shown(record),
             problems=self._problems(

@@ -207,7 +207,8 @@ def labelled(axes: Axes, *, x: str = "", y: str = "", left: float = 0.0) -> None
         axes.xaxis.set_label_coords(0.5, -_TICKS / high)
     if y:
         axes.set_ylabel(y, color=MUTED)
-        axes.yaxis.set_label_coords(-(left - 0.12) / wide, 0.5)
+        # It stands upright on this line, and is as high as a line of text.
+        axes.yaxis.set_label_coords(-(left - 0.16) / wide, 0.5)
 
 
 def ruled(axes: Axes) -> None:

@@ -59,7 +59,6 @@ def imported_grid(frame: pd.DataFrame) -> Grid:
 
 
 def _named(row: Any) -> str:
-    differs = (
-        f" (not as in the current protocol: {row['differing_slices']})" if row["differing_slices"] else ""
-    )
-    return text(row["label"]) + clean(differs)
+    if not row["differing_slices"]:
+        return text(row["label"])
+    return clean(f"{row['label']} (not as in the current protocol: {row['differing_slices']})")

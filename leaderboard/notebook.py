@@ -93,8 +93,9 @@ def load_records(
     `metrics="wide"`: a line for each cell, a column for each metric that some cell has (NaN where a cell has
     it not, and where the cell is not done); `frame.attrs["units"]` maps these columns to their units, all
     that some cell has: "nats or squared error" of losses. "long": a line for each cell and metric, with
-    LONG_COLUMNS. `COLUMNS` explains the others. Lines are in the order of protocols and cell ids. Raises
-    HarnessError for a damaged record, and where there are none.
+    LONG_COLUMNS; a metric with the name of one of `COLUMNS`, which explains the others, stands there alone.
+    Lines are in the order of protocols and cell ids. Raises HarnessError for a damaged record, and where
+    there are none.
     """
     if metrics not in ("wide", "long"):
         raise unknown("form of metrics", str(metrics), ("wide", "long"))
@@ -111,9 +112,10 @@ def load_records(
                     for metric, one in sorted(measured.items())
                 ]
             else:
-                lines.append(line | {metric: one.value for metric, one in measured.items()})
-    names = sorted(units) if metrics == "wide" else list(LONG_COLUMNS)
-    frame = _typed(pd.DataFrame(lines, columns=[*COLUMNS, *names]), numbers=sorted(units))
+                lines.append({metric: one.value for metric, one in measured.items()} | line)
+    own = sorted(units.keys() - COLUMNS.keys())
+    names = own if metrics == "wide" else list(LONG_COLUMNS)
+    frame = _typed(pd.DataFrame(lines, columns=[*COLUMNS, *names]), numbers=own)
     frame.attrs["units"] = {metric: " or ".join(sorted(units[metric])) for metric in sorted(units)}
     return frame
 
@@ -124,18 +126,18 @@ def load_curves(
     """Every line of every cell's `metrics.jsonl`: CURVE_COLUMNS, and whatever else a phase measures.
 
     Of a step that was run twice, because the training went on from a checkpoint, the later line counts.
-    A line that a kill cut short is passed over. Raises HarnessError where there are no cells.
+    A line that a kill cut short is passed over, as is what is no number. Raises HarnessError where there are
+    no cells.
     """
     lines: dict[tuple[str, str, int], dict[str, Any]] = {}
     for name in _protocols(Path(work_dir), protocol):
         for path in sorted((Path(work_dir) / name / "cells").glob(f"*/{METRICS_NAME}")):
             for values in _lines(path):
-                key = path.parent.name, values.get("phase", ""), values["step"]
-                lines.pop(key, None)
-                lines[key] = values | {"cell_id": key[0], "phase": key[1]}
-    frame = pd.DataFrame([lines[key] for key in sorted(lines)])
-    further = [name for name in frame.columns if name not in CURVE_COLUMNS]
-    return _typed(frame.reindex(columns=[*CURVE_COLUMNS, *further]))
+                key = path.parent.name, values["phase"], values["step"]
+                lines[key] = values | {"cell_id": key[0]}
+    in_order = [lines[key] for key in sorted(lines)]
+    names = dict.fromkeys([*CURVE_COLUMNS, *(name for line in in_order for name in line)])
+    return _typed(pd.DataFrame(in_order, columns=list(names)))
 
 
 def _protocols(work_dir: Path, asked: str | Sequence[str] | None) -> list[str]:
@@ -143,7 +145,7 @@ def _protocols(work_dir: Path, asked: str | Sequence[str] | None) -> list[str]:
     known = sorted(path.parent.name for path in work_dir.glob("*/cells") if path.is_dir())
     if not known:
         raise HarnessError(f"no cells under {work_dir}; give the folder that --work-dir named")
-    names = [asked] if isinstance(asked, str) else known if asked is None else list(asked)
+    names = [asked] if isinstance(asked, str) else known if asked is None else list(dict.fromkeys(asked))
     for name in names:
         if name not in known:
             raise unknown(f"protocol with cells under {work_dir}", name, known)
@@ -210,8 +212,16 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            yield {name: one for name, one in values.items() if isinstance(one, str | int | float)}
+        if isinstance(values, dict) and isinstance(values.get("phase", ""), str):
+            numbers = {name: one for name, one in values.items() if _is_number(one)}
+            if isinstance(numbers.get("step"), int):
+                yield numbers | {"phase": values.get("phase", "")}
+
+
+def _is_number(value: object) -> bool:
+    """True for what a column of numbers can hold; a bundle may bring any text as a metrics file."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return is_whole or isinstance(value, float)
 
 
 def _typed(frame: pd.DataFrame, *, numbers: Sequence[str] = ()) -> pd.DataFrame:
@@ -220,5 +230,5 @@ def _typed(frame: pd.DataFrame, *, numbers: Sequence[str] = ()) -> pd.DataFrame:
     kinds |= {name: "float64" for name in (*_NUMBERS, *numbers) if name in frame}
     frame = frame.astype(kinds)
     if "ended" in frame:
-        frame["ended"] = pd.to_datetime(frame["ended"], utc=True, format="ISO8601")
+        frame["ended"] = pd.to_datetime(frame["ended"], utc=True, format="ISO8601", errors="coerce")
     return frame

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from leaderboard.environments import environment_notes
 from leaderboard.lineage import LINEAR_PROBE, SCRATCH, harness_version, runtime_choice
 from leaderboard.record import Record
-from leaderboard.runs import Run
+from leaderboard.runs import RowKey, Run
 from leaderboard.statistics import CONFIDENCE
 
 TOKENIZER_NOTE = (
@@ -43,6 +43,7 @@ def board_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     if not done:
         return (*notes, apart if stale else "Nothing has been measured yet.")
     notes += _images_and_seeds(done)
+    notes += _unlike_seeds(done)
     notes += _teachers(done)
     if any(run.record.stage == LINEAR_PROBE and run.key.method != SCRATCH for run in done):
         notes.append(_gain(done))
@@ -83,6 +84,20 @@ def _images_and_seeds(done: Sequence[Run]) -> tuple[str, str]:
         f"{len(seeds)} seeds ({listed}): mean and sample standard deviation over seeds. "
         "The images are the same for every seed, so the deviation leaves out the chance in choosing them."
     )
+
+
+def _unlike_seeds(done: Sequence[Run]) -> list[str]:
+    """What `3/1` in the column of seeds means, if a row has such."""
+    seeds: dict[RowKey, Counter[str]] = {}
+    for run in done:
+        if not (run.is_of_tokens or run.key.variant):
+            seeds.setdefault(run.key, Counter())[run.evaluation] += 1
+    if all(len(set(counts.values())) == 1 for counts in seeds.values()):
+        return []
+    return [
+        "Not every evaluation of a row has as many seeds: several numbers under seeds, as in 3/1, are in the "
+        "columns' order."
+    ]
 
 
 def _teachers(done: Sequence[Run]) -> list[str]:

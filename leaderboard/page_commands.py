@@ -7,7 +7,6 @@ import shlex
 import pandas as pd
 
 from leaderboard.lineage import TOKEN_CLASSIFICATION
-from leaderboard.plugin_methods import plugin_options
 from leaderboard.tables import Board
 from protocols.schema import Protocol
 
@@ -36,8 +35,9 @@ def _command_of_tokens(board: Board, protocol: Protocol) -> list[str]:
     if not len(cells):
         return []
     seeds = [str(seed) for seed in sorted(cells["seed"].dropna().unique())]
+    plugins = board.plugin_files.words((), cells["tokenizer"])
     return [
-        *_start(protocol), "--tokenizers", *dict.fromkeys(cells["tokenizer"]),
+        *_start(protocol), *plugins, "--tokenizers", *dict.fromkeys(cells["tokenizer"]),
         "--evaluations", *dict.fromkeys(cells["evaluation"]), *(["--seeds", *seeds] if seeds else []),
     ]  # fmt: skip
 
@@ -57,7 +57,7 @@ def _command_of_rows(board: Board, protocol: Protocol) -> list[str]:
         "--trunks": dict.fromkeys(rows["trunk"]),
         "--seeds": dict.fromkeys(str(seed) for seed in sorted(seeds)),
     }
-    parts += plugin_options(board.plugins, chosen["--methods"])
+    parts += board.plugin_files.words(chosen["--methods"], chosen["--tokenizers"])
     for option, values in chosen.items():
         if values:
             parts += [option, *values]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from leaderboard.grids import EVALUATION_NAMES, MISSING, PLUS_MINUS, clean, percent, signed
 from leaderboard.page_configurations import Configurations
-from leaderboard.plugin_methods import PluginMethod, plugin_options
+from leaderboard.plugin_methods import PluginFiles
 from leaderboard.record import RECORD_NAME, Record
 from leaderboard.runs import Run
 from leaderboard.tables import Board
@@ -195,7 +195,11 @@ def board_details(board: Board, rows: pd.DataFrame, sources: Sources) -> list[De
                 lacking=(),
                 commands=(
                     row_command(
-                        sources.protocol, row, evaluations=evaluations, seeds=seeds, plugins=board.plugins
+                        sources.protocol,
+                        row,
+                        evaluations=evaluations,
+                        seeds=seeds,
+                        plugins=board.plugin_files,
                     ),
                 ),
             )
@@ -209,7 +213,7 @@ def row_command(
     *,
     evaluations: Sequence[str],
     seeds: Sequence[int],
-    plugins: Mapping[str, PluginMethod],
+    plugins: PluginFiles,
 ) -> str:
     """The command that makes one row of the main table, with everything that it is made from."""
     chosen = {
@@ -220,7 +224,7 @@ def row_command(
         "--seeds": [str(seed) for seed in seeds],
     }
     parts = ["python", "run_benchmark.py", "--protocol", protocol.argument]
-    parts += plugin_options(plugins, [row.method])
+    parts += plugins.words([row.method], [row.tokenizer])
     for option, values in chosen.items():
         parts += [option, *values] if values else []
     return shlex.join(parts)

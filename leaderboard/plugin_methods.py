@@ -1,12 +1,14 @@
-"""Methods that plug-ins bring: what the records say of them, and which of a board stand in no protocol."""
+"""Methods and tokenizers that plug-ins bring: what the records say of them, and what commands need."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from leaderboard.lineage import ended
-from leaderboard.record import Record
+from leaderboard.record import Record, plugin_words
 
 
 class PluginMethod(NamedTuple):
@@ -15,14 +17,35 @@ class PluginMethod(NamedTuple):
     title: str
     plugin: str
 
-    @property
-    def is_file(self) -> bool:
-        """True of a file, which a command has to name; a distribution is found where it is installed."""
-        return self.plugin.endswith(".py")
+
+@dataclass(frozen=True, kw_only=True)
+class PluginFiles:
+    """Names of methods and of tokenizers -> the file or distribution that brought them."""
+
+    methods: Mapping[str, str] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> PluginFiles:
+        """As the newest record of each says."""
+        methods, tokenizers = dict[str, str](), dict[str, str]()
+        for record in sorted(records, key=ended):
+            for names, use in ((methods, record.method), (tokenizers, record.tokenizer)):
+                if use is not None:
+                    names[use.name] = use.plugin
+        return cls(methods=methods, tokenizers=tokenizers)
+
+    def words(self, methods: Iterable[str], tokenizers: Iterable[str]) -> list[str]:
+        """What a command needs so that it knows them: `--plugin ring_mim.py`, or nothing."""
+        of_methods = (self.methods.get(name, "") for name in methods)
+        return plugin_words([*of_methods, *(self.tokenizers.get(name, "") for name in tokenizers)])
 
 
 def plugin_methods(records: Iterable[Record]) -> dict[str, PluginMethod]:
-    """Name -> what the newest record of that method says of its plug-in; no name of a built-in method."""
+    """Name -> what the newest record of that method says of its plug-in; no name of a built-in method.
+
+    A title that several have ends in the name.
+    """
     found: dict[str, PluginMethod] = {}
     for record in sorted(records, key=ended):
         use = record.method
@@ -30,10 +53,9 @@ def plugin_methods(records: Iterable[Record]) -> dict[str, PluginMethod]:
             found[use.name] = PluginMethod(title=use.title, plugin=use.plugin)
         elif use is not None:
             found.pop(use.name, None)
-    return found
-
-
-def plugin_options(plugins: Mapping[str, PluginMethod], methods: Iterable[str]) -> list[str]:
-    """What a command needs so that it knows `methods`: `--plugin ring_mim.py`, or nothing."""
-    files = {plugins[name].plugin: None for name in methods if name in plugins and plugins[name].is_file}
-    return ["--plugin", *files] if files else []
+    # Variants of one file may call themselves the same, and tests of pairs go by what rows are called.
+    shared = Counter(found.values())
+    return {
+        name: one._replace(title=f"{one.title} {name}") if one.title and shared[one] > 1 else one
+        for name, one in found.items()
+    }

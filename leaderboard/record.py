@@ -72,6 +72,15 @@ class DataUse(Frozen):
     digest: str
 
 
+def plugin_words(plugins: Iterable[str]) -> list[str]:
+    """What a command needs so that it knows what these `plugin`s of records brought: `--plugin ring_mim.py`.
+
+    Of a file in a folder, the folder; nothing for a distribution, which is found where it is installed.
+    """
+    files = dict.fromkeys(one.rpartition("/")[0] or one for one in plugins if one.endswith(".py"))
+    return ["--plugin", *files] if files else []
+
+
 class Metric(Frozen):
     """One measured value. Accuracies are in per cent (`unit` "%") over `n` images."""
 

@@ -8,11 +8,10 @@ protocol has one.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from leaderboard.imported import PREFIX
 from leaderboard.lineage import SCRATCH
-from leaderboard.plugin_methods import plugin_options
 from leaderboard.runs import RowKey
 from leaderboard.tables import Board
 from leaderboard.view_layout import changes_on, lay_out, own_value
@@ -50,7 +49,7 @@ def row_key(protocol: Protocol, board: Board, name: str) -> RowKey:
     names = 1 if method in without else 2
     if len(rest) == names - 1 and len(protocol.trunks) == 1:
         rest = [*rest, *protocol.trunks]
-    if len(rest) != names:
+    if len(rest) != names or (names == 1 and rest[0] in protocol.names("tokenizers")):
         raise HarnessError(
             f"{name!r} is no row; a row is METHOD/TOKENIZER/TRUNK, METHOD/TRUNK where the method has no "
             f"tokenizer ({', '.join(sorted(without))}), or {TOKENS}/TOKENIZER; "
@@ -118,18 +117,48 @@ def is_same_row(key: RowKey, other: RowKey) -> bool:
     return key._replace(variant="") == other._replace(variant="") and _values(key) == _values(other)
 
 
-def row_command(key: RowKey, protocol: Protocol, board: Board, *, start: str) -> str:
-    """What measures the row; `start` is the command up to its protocol."""
-    start = " ".join([start, *map(shlex.quote, plugin_options(board.plugins, [key.method]))])
-    # Studies are run only if their view is named.
-    views = [name for name, other in _tried_rows(protocol, key) if key.variant and is_same_row(key, other)]
+def row_command(
+    key: RowKey, protocol: Protocol, board: Board, *, start: str, evaluations: Sequence[str] = ()
+) -> str:
+    """What measures the row, in the protocol's evaluations if none are named; `start` ends with the protocol.
+
+    Empty if no command does: what a view tries is measured in what that view asks for.
+    """
+    start = " ".join([start, *map(shlex.quote, board.plugin_files.words([key.method], [key.tokenizer]))])
+    view = ""
+    if key.variant or evaluations:
+        # Studies are run only if their view is named; what no view asks for, only without any.
+        asking = (name for name in protocol.views if _asks(protocol, name, key, evaluations))
+        view = next(asking, "" if key.variant else "none")
+        if not view:
+            return ""
     chosen = {
-        "--views": views[0] if views else "",
-        "--methods": key.method,
-        "--tokenizers": key.tokenizer,
-        "--trunks": key.trunk,
+        "--views": [view],
+        "--methods": [key.method],
+        "--tokenizers": [key.tokenizer],
+        "--trunks": [key.trunk],
+        "--evaluations": evaluations,
     }
-    return " ".join([start, *(f"{flag} {shlex.quote(value)}" for flag, value in chosen.items() if value)])
+    return " ".join(
+        [start, *(f"{flag} {shlex.join(values)}" for flag, values in chosen.items() if any(values))]
+    )
+
+
+def _asks(protocol: Protocol, view: str, key: RowKey, evaluations: Sequence[str]) -> bool:
+    """True if cells of `view` measure the row in all `evaluations`; of tokens alone whatever their trunk."""
+    if not protocol.views[view].cells:
+        return False
+    layout = lay_out(protocol, protocol.views[view])
+    for index, row in enumerate(layout.rows):
+        changes = changes_on(protocol, row, key.trunk) if key.method else row.changes
+        variant = ", ".join(f"{name} {value}" for name, value in sorted(changes))
+        if (row.method, row.tokenizer) == (key.method, key.tokenizer) and is_same_row(
+            key._replace(variant=variant), key
+        ):
+            columns = [column for place, column in enumerate(layout.columns) if (index, place) in layout.fed]
+            found = {one.evaluation for one in columns if not key.method or one.trunk == key.trunk}
+            return bool(found) and found >= set(evaluations)
+    return False
 
 
 def _row_names(protocol: Protocol, board: Board) -> set[str]:

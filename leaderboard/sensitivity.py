@@ -6,7 +6,6 @@ predicted` is a mask count of one method and a cutting point of another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,17 +15,19 @@ import pandas as pd
 
 from leaderboard.figure_curves import Curve, CurvePanel, draw_curves
 from leaderboard.figure_style import drawn
-from leaderboard.figures import interval_over_seeds
+from leaderboard.figures import UNTOKENISED, interval_over_seeds
 from leaderboard.grids import EVALUATION_NAMES, MISSING, Column, Grid, clean, method_name, percent, signed
 from leaderboard.row_runs import RowRuns, left_out_note, left_out_rows
 from leaderboard.runs import RowKey
 from leaderboard.sections import Block, Figure, Section
+from leaderboard.stability import Stability, stability
 from leaderboard.tables import Board
 from leaderboard.tried import number, patches_of, predicted_of, setting_label, tried_values
 from leaderboard.view_table import ViewTable
 from protocols.schema import Protocol
 
-SECTION_NAME = VIEW_NAME = "sensitivity"
+VIEW_NAME = "sensitivity"
+SECTION_NAME = "sensitivity-study"  # an anchor of the page, as the view's table has one
 OWN = "the protocol's"
 SHARES = ("mask_count", "cutting_point")
 ENOUGH_SEEDS = 3
@@ -55,20 +56,12 @@ class Study:
     def title(self) -> str:
         """`linear probe, k-feature, vit-mini`."""
         name = EVALUATION_NAMES.get(self.evaluation, clean(self.evaluation))
-        return ", ".join([name, clean(self.tokenizer), clean(self.trunk)])
+        return ", ".join([name, clean(self.tokenizer) or UNTOKENISED, clean(self.trunk)])
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stability:
-    """Orders of the means at one setting against those at OWN, over the methods measured at both.
-
-    `tau` is Kendall's (tau-b), None if it is not defined; `flipped` are the pairs that change sides.
-    """
-
-    methods: tuple[str, ...]
-    tau: float | None
-    flipped: tuple[tuple[str, str], ...]
-    pairs: tuple[tuple[str, str], ...]
+    @property
+    def file_name(self) -> str:
+        """What the names of its files end in."""
+        return "-".join([self.evaluation, self.tokenizer or "no-tokenizer", self.trunk])
 
 
 def sensitivity_section(
@@ -92,10 +85,13 @@ def sensitivity_section(
     notes: list[str] = []
     for study in studies:
         means = study_means(study, runs)
-        stabilities = {name: stability(means[OWN], of_setting) for name, of_setting in means.items()
-                       if name != OWN and OWN in means}  # fmt: skip
+        stabilities = {
+            name: stability(*_over_shared_seeds(study, runs, name))
+            for name in means
+            if name != OWN and OWN in means
+        }
         blocks.append(_settings_block(study, runs, means, stabilities))
-        if stabilities:
+        if stabilities and len(means[OWN]) > 1:
             blocks.append(_pairs_block(study, means, stabilities))
         figures += _figures(study, runs, protocol)
         notes.append(_in_words(study, runs, means, stabilities))
@@ -115,11 +111,15 @@ def sensitivity_section(
 
 
 def find_studies(runs: RowRuns, protocol: Protocol) -> list[Study]:
-    """What the view asks for and the board has, one for each trunk, tokenizer and evaluation."""
+    """What the view asks for and the board has, one for each trunk, tokenizer and evaluation.
+
+    A method whose rows have no tokenizer stands in a study without one, whatever its cells name.
+    """
     view = protocol.views.get(VIEW_NAME)
     if view is None:
         return []
     by_setting = {(*key[:3], frozenset(tried_values(key.variant).items())): key for key in runs.rows}
+    without = {key.method for key in runs.rows if not key.tokenizer}
     found: dict[tuple[str, str, str], dict[str, dict[str, RowKey]]] = {}
     wanted: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
     asked: dict[tuple[str, str, str], dict[str, None]] = {}
@@ -137,7 +137,7 @@ def find_studies(runs: RowRuns, protocol: Protocol) -> list[Study]:
                 for variant in dict.fromkeys(["", *variants]):
                     label = setting_label(protocol, method, trunk, variant) or OWN
                     values = frozenset(tried_values(variant).items())
-                    for tokenizer in cells.tokenizers:
+                    for tokenizer in ("",) if method in without else cells.tokenizers or ("",):
                         for evaluation in cells.evaluations:
                             group = (trunk, tokenizer, evaluation)
                             asked.setdefault(group, {}).setdefault(method)
@@ -176,18 +176,23 @@ def study_means(study: Study, runs: RowRuns) -> dict[str, dict[str, float]]:
     return means
 
 
-def stability(own: Mapping[str, float], other: Mapping[str, float]) -> Stability:
-    """How far the order of `other`'s means is that of `own`'s, over the methods in both."""
-    # Late: scipy.stats takes a second to load.
-    from scipy.stats import kendalltau
+def _over_shared_seeds(
+    study: Study, runs: RowRuns, setting: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Method -> mean top-1 at OWN, and at `setting`, over the seeds that were measured at both.
 
-    methods = tuple(method for method in own if method in other)
-    tau = math.nan
-    if len(methods) > 1:
-        tau = float(kendalltau([own[one] for one in methods], [other[one] for one in methods]).statistic)
-    pairs = tuple(combinations(methods, 2))
-    flipped = tuple((a, b) for a, b in pairs if (own[a] - own[b]) * (other[a] - other[b]) < 0)
-    return Stability(methods=methods, tau=None if math.isnan(tau) else tau, flipped=flipped, pairs=pairs)
+    Means of other seeds would put down to the setting what the seeds make of it.
+    """
+    own: dict[str, float] = {}
+    other: dict[str, float] = {}
+    for method in study.methods:
+        rows = [study.rows[one].get(method) for one in (OWN, setting)]
+        here, there = (runs.scores.get((row, study.evaluation), {}) if row else {} for row in rows)
+        shared = sorted(here.keys() & there.keys(), key=str)
+        if shared:
+            own[method] = sum(here[seed] for seed in shared) / len(shared)
+            other[method] = sum(there[seed] for seed in shared) / len(shared)
+    return own, other
 
 
 def spreads(means: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> dict[str, float | None]:
@@ -230,21 +235,19 @@ def _settings_block(
             )
         )
     of_method = spreads(means, study.methods)
-    rows.append(
-        ("spread (points)", *(percent(of_method[method]) for method in study.methods), *[MISSING] * 3)
-    )
+    rows.append(("spread (points)", *(percent(of_method[one]) for one in study.methods), *[MISSING] * 3))
     columns = (
         Column("setting", False), *(Column(method_name(method), True) for method in study.methods),
         Column("seeds", True), Column("tau", True), Column("flips", True),
     )  # fmt: skip
     return Block(
-        name=f"{SECTION_NAME}-{study.evaluation}-{study.tokenizer}-{study.trunk}",
+        name=f"{VIEW_NAME}-{study.file_name}",
         caption=f"Mean top-1 by setting: {study.title}",
         grid=Grid(columns=columns, rows=tuple(rows)),
         frame=pd.DataFrame(lines),
         notes=(
             "Tau and flips: the order of the means, and the pairs that change sides, against the protocol's "
-            "setting. Spread: the highest less the lowest mean of a method.",
+            "setting, over the seeds that both have. Spread: the highest less the lowest mean of a method.",
         ),
     )
 
@@ -281,7 +284,7 @@ def _pairs_block(
         for line in lines
     )
     return Block(
-        name=f"{SECTION_NAME}-pairs-{study.evaluation}-{study.tokenizer}-{study.trunk}",
+        name=f"{VIEW_NAME}-pairs-{study.file_name}",
         caption=f"How often a pair changes sides: {study.title}",
         grid=Grid(columns=columns, rows=rows),
         frame=pd.DataFrame(lines),
@@ -316,10 +319,8 @@ def _in_words(
     sentence = f"{study.title[0].upper()}{study.title[1:]}: {'; '.join(parts)}."
     if study.measured < study.wanted:
         sentence += f" {study.measured} of {study.wanted} places are measured so far."
-    fewest = min(
-        len(runs.tops(row, study.evaluation)) for rows in study.rows.values() for row in rows.values()
-    )
-    if fewest < ENOUGH_SEEDS:
+    tops = [runs.tops(row, study.evaluation) for rows in study.rows.values() for row in rows.values()]
+    if min(map(len, tops)) < ENOUGH_SEEDS:
         sentence += f" Fewer than {ENOUGH_SEEDS} seeds: this is said of these trainings, not of methods."
     return sentence
 
@@ -383,7 +384,7 @@ def _figure(study: Study, runs: RowRuns, protocol: Protocol, axis: str) -> Figur
     panel = CurvePanel(title="", curves=tuple(curves), own=own)
     return drawn(
         lambda: draw_curves([panel], x=label, y="top-1 (%)", is_log=own is not None and own > 0, height=2.1),
-        name=f"{SECTION_NAME}-{axis.replace('_', '-')}-{study.evaluation}-{study.tokenizer}-{study.trunk}",
+        name=f"{VIEW_NAME}-{axis.replace('_', '-')}-{study.file_name}",
         alt=f"{study.title}, mean top-1 by {label}: {words}.",
         caption=(
             f"{study.title}: mean top-1 by {label}, all else as the protocol sets it. Lines up and down: "

@@ -19,7 +19,7 @@ from leaderboard.imported import is_imported
 from leaderboard.imported_rows import imported_frame
 from leaderboard.lineage import LINEAR_PROBE, Lineage, ended, with_plugins
 from leaderboard.notes import board_notes
-from leaderboard.plugin_methods import PluginMethod, plugin_methods
+from leaderboard.plugin_methods import PluginFiles, PluginMethod, plugin_methods
 from leaderboard.predictions import PredictionsLoader
 from leaderboard.record import Record
 from leaderboard.runs import RowKey, Run, collect_runs, version_of
@@ -81,7 +81,8 @@ class Board:
     one per evaluation of weights that were.
     `cells` are the pre-trainings and evaluations themselves, whatever their standing, in the board's order.
     `plugins` are the methods among them that plug-ins brought; if there are any, `rows` says of each row
-    which (`plugin`, empty for a built-in method) and how it calls itself (`method_title`).
+    which (`plugin`, empty for a built-in method) and how it calls itself (`method_title`). `plugin_files` is
+    what commands have to name.
 
     Units are in the column names: top-1 in per cent, gains in percentage points, seconds, FLOPs where
     a multiply-add counts two. A value that is missing is NaN or None.
@@ -103,6 +104,7 @@ class Board:
     cells: tuple[Run, ...] = ()
     imported: pd.DataFrame = field(default_factory=pd.DataFrame)
     plugins: Mapping[str, PluginMethod] = field(default_factory=dict)
+    plugin_files: PluginFiles = field(default_factory=PluginFiles)
 
     @property
     def modified(self) -> pd.DataFrame:
@@ -181,6 +183,7 @@ def build_board(
         provenance=_provenance(records),
         cells=tuple(runs),
         plugins=plugins,
+        plugin_files=PluginFiles.of(own),
     )
 
 

@@ -19,7 +19,7 @@ from leaderboard.further_rows import ShownView, listed_names, plugin_names, show
 from leaderboard.grids import MISSING
 from leaderboard.lineage import TOKENISE, ended
 from leaderboard.paper import ReportedRow, ReportedTable, paper
-from leaderboard.plugin_methods import PluginMethod, plugin_options
+from leaderboard.plugin_methods import PluginFiles
 from leaderboard.runs import Run
 from leaderboard.statistics import mean_and_sd
 from leaderboard.tables import Board
@@ -63,7 +63,7 @@ def not_run_note(shown: ShownView, protocol: Protocol) -> str:
     places = [
         dict.fromkeys(("tokenizer", "trunk", "evaluation"), "") | {"method": one} for one in shown.not_run
     ]
-    command = _command(shown.name, protocol, places, protocol.defaults.seeds, [], {})
+    command = _command(shown.name, protocol, places, protocol.defaults.seeds, [], PluginFiles())
     return f"Not run, and so without rows: {listed_names(shown.not_run)}. To run: {command}"
 
 
@@ -76,7 +76,7 @@ class _Cells:
     modified: Mapping[_Place, list[Run]]
     failed: frozenset[_Place]
     failed_tokenizers: frozenset[str]
-    plugins: Mapping[str, PluginMethod]
+    plugins: PluginFiles
     names: Mapping[str, str]
 
     @classmethod
@@ -101,7 +101,7 @@ class _Cells:
             modified=worth["modified"],
             failed=frozenset(failed),
             failed_tokenizers=frozenset(lost["tokenizer"]),
-            plugins=board.plugins,
+            plugins=board.plugin_files,
             names=plugin_names(board),
         )
 
@@ -314,11 +314,11 @@ def _command(
     places: Sequence[Mapping[str, Any]],
     seeds: Iterable[int | None],
     options: Iterable[str],
-    plugins: Mapping[str, PluginMethod],
+    plugins: PluginFiles,
 ) -> str:
     """What runs those places of a view, and with them whatever else it tries in their rows."""
     parts = ["python", "run_benchmark.py", "--protocol", protocol.argument]
-    parts += plugin_options(plugins, [str(place["method"]) for place in places])
+    parts += plugins.words(*([str(place[name]) for place in places] for name in ("method", "tokenizer")))
     # A table of plug-ins alone stands in no protocol.
     parts += ["--views", view] if view in protocol.views else []
     for flag, name in (("methods", "method"), ("tokenizers", "tokenizer"), ("trunks", "trunk"),
@@ -330,7 +330,7 @@ def _command(
 
 
 def _fill(
-    view: str, protocol: Protocol, lines: Sequence[Mapping[str, Any]], plugins: Mapping[str, PluginMethod]
+    view: str, protocol: Protocol, lines: Sequence[Mapping[str, Any]], plugins: PluginFiles
 ) -> dict[str, tuple[str, ...]]:
     """For each verdict that asks for cells to be run, the commands that run all of them."""
     commands: dict[str, tuple[str, ...]] = {}

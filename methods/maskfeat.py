@@ -91,8 +91,8 @@ def feature_width(cells_per_side: int) -> int:
 def gradient_histograms(images: Tensor, *, patch_size: int, cells_per_side: int) -> Tensor:
     """Images (B, C, S, S) -> (B, N, F) float32: a patch's cells row-major, of each its channels, their bins.
 
-    A bin holds the magnitudes of a cell's gradients whose direction, up to its sign, is in its 20 degrees; the
-    first begins at straight down, so that straight across is the middle of the fifth.
+    A bin holds the magnitudes of a cell's gradients whose direction, up to its sign, is in its 20 degrees;
+    the first begins at straight down, so that straight across is the middle of the fifth.
     """
     with torch.autocast(images.device.type, enabled=False):
         padded = F.pad(images.float(), (1, 1, 1, 1), mode="reflect")

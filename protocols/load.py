@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import HarnessError, unknown
+from protocols.files import shown_path
 from protocols.frozen import canonical_json
 from protocols.lock import check_lock
 from protocols.reader import TRUNKWISE, Reader, override_of
@@ -86,6 +87,8 @@ def load_protocol(name: str, *, overrides: Iterable[str] = (), locked: bool = Tr
     """
     path = find_protocol(name)
     file = name if name.endswith((".yaml", ".yml")) else ""
+    if protocol_origin(name.lower()).startswith("plug-in"):
+        file = shown_path(path)  # so that commands that are shown run without --plugin
     reader = Reader(path.name, _bytes_of(path))
     original = reader.protocol().model_copy(update={"file": file})
     if locked:

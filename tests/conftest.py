@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,18 +16,21 @@ import pytest
 
 from benchmark.die_with_parent import PARENT_VARIABLE
 from benchmark.stopping import STOPPING
-from protocols import reader
+from protocols import load, lock, reader
 
 GOLDEN = Path(__file__).parent / "golden"
 # Files whose tests take longest, longest first: both processes begin with them and end together.
 LONGEST = (
     "benchmark/test_run.py",
+    "benchmark/test_cluster_slurm.py",  # it mostly waits, while the one above keeps two cores busy
     "benchmark/test_launched_cells.py",
     "benchmark/test_every_value_acts.py",
     "chaos/test_chaos.py",
     "conformance/test_newcomer.py",
     "methods/test_conformance.py",
     "benchmark/test_fair300_miniature.py",
+    "protocols/test_every_value.py",
+    "benchmark/test_cluster_local.py",
     "benchmark/test_step_choices.py",
     "benchmark/test_tokenize_command.py",
     "benchmark/test_engine.py",
@@ -34,7 +39,6 @@ LONGEST = (
     "convert/test_from_checkpoint.py",
     "conformance/test_method_checks.py",
     "sharing/test_pages_of_sharing.py",
-    "protocols/test_every_value.py",
     "benchmark/test_plan_probe.py",
     "benchmark/test_run_endings.py",
     "disks/test_full_run.py",
@@ -49,9 +53,26 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A protocol's text is parsed once by each process; files are given out in the order below."""
+    """A protocol's text and the lock's lines are parsed once by each process; then the order of files."""
     reader.composed = lru_cache(64)(reader.composed)
+    lock._parsed = lru_cache(1024)(lock._parsed)
+    load.Reader = _read
     config.option.loadscopereorder = False  # pytest-xdist's own order is by the number of tests
+
+
+@lru_cache(64)
+def _read_once(file: str, text: bytes) -> tuple[reader.Reader, bytes]:
+    read = reader.Reader(file, text)
+    return read, pickle.dumps(read.tree)
+
+
+def _read(file: str, text: bytes) -> reader.Reader:
+    """What `load_protocol` reads of a file, which --set then changes: its own, of what was read once."""
+    read, tree = _read_once(file, text)
+    own = copy.copy(read)
+    own.tree, own.overridden = pickle.loads(tree), {}
+    own.sources, own.lines = {**read.sources}, {**read.lines}
+    return own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

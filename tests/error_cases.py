@@ -348,7 +348,7 @@ def provoke(case: Case, folder: Path) -> Outcome:
     with (
         contextlib.chdir(folder),
         mock.patch.dict(os.environ, {"COLUMNS": "80"}),
-        mock.patch("benchmark.disk.free_bytes", return_value=10**12),  # fair300 needs more than some disks have
+        mock.patch("benchmark.disk.free_bytes", return_value=10**12),  # fair300 needs more than some have
         case.setting(folder),
         contextlib.redirect_stderr(errors),
         contextlib.redirect_stdout(output),

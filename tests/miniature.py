@@ -22,7 +22,7 @@ from tokenizers import build_tokenizer
 from tokenizers.network import NetworkTokenizer
 
 CLASSES, TRAINING, TEST = 1000, 2, 1
-IMAGES, BATCH = 32, 16  # two steps of one epoch
+IMAGES, BATCH = 16, 8  # two steps of one epoch
 SMALL_VQKD = {"width": 16, "depth": 1, "heads": 2, "codebook_size": 32, "code_width": 4}
 # The smallest of CLIP's ResNets that open_clip knows: with random weights, and at the protocol's 448 pixels.
 CLIP_MODEL = "RN50"
@@ -39,7 +39,7 @@ def make_images(data_root: Path, *, classes: int = CLASSES) -> Path:
             for number in range(count):
                 low = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
                 stream = io.BytesIO()
-                low.resize((96, 72), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+                low.resize((48, 36), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
                 name = f"{wnid}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{label:08d}.JPEG"
                 (folder / split / wnid / name).write_bytes(stream.getvalue())
     return folder
@@ -90,7 +90,7 @@ def overrides(*, clip: str, clip_model: str, vqkd: str) -> list[str]:
             f"evaluations.{name}.warmup_epochs": 0,
             f"evaluations.{name}.global_batch": BATCH,
         }
-    shorter["evaluations.finetune.mixup_group"] = 8
+    shorter["evaluations.finetune.mixup_group"] = 4
     return [f"{path}={value}" for path, value in shorter.items()]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -59,7 +61,7 @@ def blocks(page: Path) -> list[Block]:
             language=token.info.strip(),
             text=token.content,
         )
-        for token in MARKDOWN.parse(page.read_text(encoding="utf-8"))
+        for token in _parsed(page)
         if token.type in ("fence", "code_block")
     ]
 
@@ -74,11 +76,16 @@ def harness_commands(page: Path) -> list[tuple[str, ...]]:
         if block.kind != "console":
             lines = [line for line in logical_lines(block.text) if SCRIPT in line]
             found += [arguments for line in lines for arguments in calls(line)]
-    for token in MARKDOWN.parse(page.read_text(encoding="utf-8")):
-        for part in token.children or ():
-            if part.type == "code_inline" and part.content.startswith((f"python {SCRIPT}", f"./{SCRIPT}")):
-                found += calls(part.content)
+    for code in inline_code(page):
+        if code.startswith((f"python {SCRIPT}", f"./{SCRIPT}")):
+            found += calls(code)
     return list(dict.fromkeys(found))
+
+
+def inline_code(page: Path) -> list[str]:
+    """What stands between backticks in the page's running text, tables and lists."""
+    parts = [part for token in _parsed(page) for part in token.children or ()]
+    return [part.content for part in parts if part.type == "code_inline"]
 
 
 def logical_lines(text: str) -> list[str]:
@@ -107,6 +114,11 @@ def calls(line: str) -> list[tuple[str, ...]]:
         elif is_inside:
             found[-1].append(word)
     return [tuple(arguments) for arguments in found]
+
+
+@cache
+def _parsed(page: Path) -> list[Token]:
+    return MARKDOWN.parse(page.read_text(encoding="utf-8"))
 
 
 def _is_shell(line: str) -> bool:

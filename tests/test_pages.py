@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,39 +22,45 @@ from tests.page_blocks import (
     blocks,
     calls,
     harness_commands,
+    inline_code,
     logical_lines,
     name_of,
     pages,
     words,
 )
+from tokenizers import tokenizer_spec
 
 # Written by `python -m tests.error_cases`; tests/test_errors.py gives its commands, most of which are wrong.
 GENERATED = "docs/errors.md"
-# Pages with Python, and the test that executes it.
+# Pages with Python: how many blocks, and the test that executes them.
 PYTHON = {
-    "docs/add-a-method.md": "tests/conformance/test_newcomer.py",
-    "docs/add-a-tokenizer.md": "tests/conformance/test_pages.py",
-    "docs/add-a-data-set.md": "tests/conformance/test_pages.py",
-    "docs/mini.md": "tests/test_docs.py",
-    "docs/notebooks.md": "tests/sharing/test_notebooks.py",
-    "docs/weights.md": "tests/convert/test_weights_page.py",
+    "docs/add-a-method.md": (1, "tests/conformance/test_newcomer.py"),
+    "docs/add-a-tokenizer.md": (1, "tests/conformance/test_pages.py"),
+    "docs/add-a-data-set.md": (2, "tests/conformance/test_pages.py"),
+    "docs/mini.md": (1, "tests/test_docs.py"),
+    "docs/notebooks.md": (2, "tests/sharing/test_notebooks.py"),
+    "docs/weights.md": (1, "tests/convert/test_weights_page.py"),
 }
-# Pages with blocks that are neither commands nor code: what they are.
+# Pages with blocks that are neither commands nor code: how many, and what they are.
 TEXT = {
-    "docs/add-a-data-set.md": "lines of check, which tests/conformance/test_pages.py compares",
-    "docs/add-a-tokenizer.md": "lines of check, compared there too",
-    "docs/add-a-method.md": "lines of check, which tests/conformance/test_newcomer.py compares",
-    "docs/architecture.md": "a diagram",
-    "docs/data.md": "layouts of folders",
-    "docs/faq.md": "errors, which test_messages_are_those_of_the_page_of_errors compares",
-    "docs/performance.md": "output of a measurement",
-    "docs/protocols.md": "an error with an edited file, compared like those of faq.md",
-    "docs/records.md": "the layout of a work dir",
-    "docs/reliability.md": "messages of runs that were killed",
-    "docs/results/cifar/about.md": "output of status",
-    "docs/tables.md": "a part of a protocol's file",
-    "docs/tokenizers.md": "layouts of folders",
+    "docs/add-a-data-set.md": (1, "lines of check, which tests/conformance/test_pages.py compares"),
+    "docs/add-a-tokenizer.md": (1, "lines of check, compared there too"),
+    "docs/add-a-method.md": (1, "lines of check, which tests/conformance/test_newcomer.py compares"),
+    "docs/architecture.md": (1, "a diagram"),
+    "docs/data.md": (3, "layouts of folders, and a digest"),
+    "docs/faq.md": (15, "errors, which test_messages_are_those_of_the_page_of_errors compares"),
+    "docs/performance.md": (1, "output of a measurement"),
+    "docs/protocols.md": (1, "an error with an edited file, compared like those of faq.md"),
+    "docs/records.md": (1, "the layout of a work dir"),
+    "docs/reliability.md": (3, "messages of runs that were killed"),
+    "docs/results/cifar/about.md": (1, "output of status"),
+    "docs/tokenizers.md": (1, "layouts of folders"),
 }
+# Options of other programs that pages name between backticks.
+OTHERS_OPTIONS = {
+    "--cooldown-epochs", "--kill-on-invalid-dep", "--shm-size", "--signal", "--strict",
+    "--kills", "--matching", "--only", "--pairs", "--rounds",  # of modules of the tests
+}  # fmt: skip
 START = ROOT / "docs" / "index.md"
 PAGES = [page for page in pages() if name_of(page) != GENERATED]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -78,6 +87,22 @@ def check(given: tuple[str, ...]) -> None:
         read_selection(options)
 
 
+def test_options_that_pages_name_are_options_of_the_command() -> None:
+    """`pack --verify`, `--redo-stale` and the like, where the whole command does not stand."""
+    options = {
+        name: {one for action in build_parser(name)._actions for one in action.option_strings}
+        for name in COMMANDS
+    }
+    every = set().union(*options.values())
+    wrong = []
+    for page in PAGES:
+        for code in inline_code(page):
+            named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code)) - OTHERS_OPTIONS
+            allowed = options.get(code.split(" ")[0], every)
+            wrong += [f"{name_of(page)}: {one} in `{code}`" for one in sorted(named - allowed)]
+    assert not wrong
+
+
 def test_the_start_page_shows_every_command() -> None:
     shown = {
         given[0] if given and not given[0].startswith("-") else "run" for given in harness_commands(START)
@@ -95,14 +120,18 @@ def test_a_command_with_a_mistake_is_found() -> None:
             check(tuple(wrong.split()))
 
 
-@pytest.mark.parametrize("kind", ["python", "text"])
-def test_every_block_that_is_no_command_is_accounted_for(kind: str) -> None:
-    listed = PYTHON if kind == "python" else TEXT
-    assert [block for block in BLOCKS if block.kind == kind and block.page not in listed] == []
+@pytest.mark.parametrize(("kind", "listed"), [("python", PYTHON), ("text", TEXT)])
+def test_every_block_that_is_no_command_is_accounted_for(
+    kind: str, listed: Mapping[str, tuple[int, str]]
+) -> None:
+    """By number: one more needs a test, or is a line of commands with a mistake in its first word."""
+    found = Counter(block.page for block in of_kind(kind))
+    assert found == {page: number for page, (number, _) in listed.items()}
 
 
-@pytest.mark.parametrize(("page", "test"), PYTHON.items())
-def test_python_on_a_page_is_executed_by_a_test(page: str, test: str) -> None:
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_on_a_page_is_executed_by_a_test(page: str) -> None:
+    _, test = PYTHON[page]
     text, name = (ROOT / test).read_text(encoding="utf-8"), Path(page)
     assert name.name in text or f'"{name.stem}"' in text, f"{test} does not read {page}"
 
@@ -118,9 +147,31 @@ def test_python_on_pages_compiles() -> None:
                 compile(given[2], f"{block.page}:{block.line}", "exec")
 
 
-def test_yaml_on_pages_is_read() -> None:
-    for block in of_kind("yaml"):
-        assert isinstance(yaml.safe_load(block.text), dict), f"{block.page}:{block.line}"
+def test_parts_of_protocols_on_pages_stand_in_a_protocol() -> None:
+    """Each value of the blocks of docs/protocols.md and docs/tables.md. docs/cluster.md's file is run."""
+    files = [ROOT / "protocols" / name for name in ("mini.yaml", "fair300.yaml")]
+    protocols = [yaml.load(file.read_bytes(), Loader=yaml.CSafeLoader) for file in files]
+    others = {"docs/cluster.md", "docs/tokenizers.md"}
+    shown = [block for block in of_kind("yaml") if block.page not in others]
+    assert len(shown) == 3
+    for block in shown:
+        for key, value in yaml.safe_load(block.text).items():
+            assert value in values_under(key, protocols), f"{block.page}:{block.line}: {key}"
+
+
+def values_under(key: str, tree: Any) -> list[Any]:
+    """Whatever stands under the key, at any depth."""
+    children = list(tree.values()) if isinstance(tree, dict) else tree if isinstance(tree, list) else []
+    below = [value for child in children for value in values_under(key, child)]
+    return [tree[key], *below] if isinstance(tree, dict) and key in tree else below
+
+
+def test_the_tokenizer_of_a_page_takes_these_values() -> None:
+    (block,) = [block for block in of_kind("yaml") if block.page == "docs/tokenizers.md"]
+    given = yaml.safe_load(block.text.replace("<64 hex digits>", "0" * 64))["tokenizers"]["k-feature"]
+    assert all(set(one) == {"value", "source"} for one in given.values())
+    resolved = tokenizer_spec("k-feature").resolve({name: one["value"] for name, one in given.items()})
+    assert resolved["teacher"] == given["teacher"]["value"]
 
 
 @pytest.mark.parametrize("page", ["docs/faq.md", "docs/protocols.md"])
@@ -160,6 +211,13 @@ def test_tests_that_pages_name_are_there() -> None:
                 missing.append(f"{name_of(page)}: {name}::{test}")
     assert found
     assert not missing
+
+
+def test_every_footgun_names_the_test_that_catches_it() -> None:
+    lines = (ROOT / "docs" / "footguns.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if re.match(r"\| (?!what goes wrong)", line)]
+    assert rows
+    assert [row for row in rows if "`tests/" not in row.rsplit("|", 2)[1]] == []
 
 
 def of_kind(kind: str) -> list[Block]:

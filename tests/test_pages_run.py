@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmark.cli import main
 from benchmark.survey import STATES
-from tests.page_blocks import DOCS, blocks, calls, logical_lines
+from tests.page_blocks import DOCS, blocks, calls, inline_code, logical_lines
 
 
 def commands_under(page: str, heading: str) -> list[tuple[str, ...]]:
@@ -57,9 +59,7 @@ def test_what_the_paper_takes_is_what_the_plan_says(capsys: pytest.CaptureFixtur
     ]
     found = []
     for selection in [*selections, []]:
-        command = ["plan", "--protocol", "fair300", "--methods", "all", *selection]
-        assert main([*command, "--work-dir", "none", "--json"]) == 0
-        plan = json.loads(capsys.readouterr().out)
+        plan = planned(["plan", "--protocol", "fair300", "--methods", "all", *selection], capsys)
         found.append((
             f"{len(plan['cells'])}", f"{plan['open']['gpu_hours']:,.0f} h",
             f"{plan['reported']['accelerator_hours']:,.0f} h",
@@ -72,6 +72,29 @@ def test_what_the_paper_takes_is_what_the_plan_says(capsys: pytest.CaptureFixtur
         "packed images",
     )  # fmt: skip
     assert [tuple(table[name][column] for name in names) for column in range(3)] == found
+
+
+def test_what_cifar_and_mini_take_is_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cells, FLOPs and minutes in the running text of docs/cifar.md and docs/mini.md."""
+    cifar, mini = (
+        " ".join((DOCS / name).read_text(encoding="utf-8").split()) for name in ("cifar.md", "mini.md")
+    )
+    (given,) = [calls(code)[0] for code in inline_code(DOCS / "cifar.md") if " plan " in code]
+    plan = planned(given, capsys)
+    flops, minutes = plan["open"]["train_flops"], 60 * plan["open"]["gpu_hours"]
+    assert f"{flops:.3g} FLOPs of training".replace("e+", "e") in cifar
+    assert f"in {len(plan['cells'])} cells, {minutes:.0f} minutes at 15 TFLOP/s" in cifar
+    command = ("plan", "--protocol", "mini", "--methods", "all")
+    assert f"one seed, its {len(planned(command, capsys)['cells'])} cells" in mini
+    cells = planned((*command, "--evaluations", "all"), capsys)["cells"]
+    assert f"`--evaluations all` has {len(cells)} cells for one seed" in mini
+
+
+def planned(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What the plan says as JSON, of a work dir that is not there."""
+    assert main([*command, "--work-dir", "none", "--json"]) == 0
+    plan: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return plan
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmark.commands.options import Parser, protocol_argument
 from benchmark.commands.text import count, paragraph
 from benchmark.conformance import Finding, examined
+from benchmark.data_sets import registered_data_sets
+from benchmark.equal_compute import resolve_tokenizer
 from benchmark.inputs import known_data_sets
+from benchmark.selection import PLUGIN_HINT
+from benchmark.stopping import Stopped
 from methods import list_methods, method_spec
 from protocols import load_protocol
 from protocols.errors import HarnessError, unknown
@@ -87,14 +93,20 @@ def run(options: Namespace) -> int:
         "tokenizer": _tokenizer,
         "data-set": _data_set,
     }
-    examination = begin[kind](name, load_protocol(options.protocol, overrides=options.set), options)
     found: list[Finding] = []
-    if not options.json:
-        print(paragraph(examination.title))
-    for finding in examination.findings:
-        found.append(finding)
-        if not options.json:
-            print(_lines(finding), flush=True)
+    try:
+        # What an adapter prints is no part of JSON.
+        with redirect_stdout(sys.stderr) if options.json else nullcontext():
+            examination = begin[kind](name, load_protocol(options.protocol, overrides=options.set), options)
+            if not options.json:
+                print(paragraph(examination.title))
+            for finding in examination.findings:
+                found.append(finding)
+                if not options.json:
+                    print(_lines(finding), flush=True)
+    except Stopped as stopped:
+        print(f"\nstopped by {stopped}; nothing is kept, the same command begins anew.", file=sys.stderr)
+        return stopped.exit_code
     counts = {
         status: sum(one.status == status for one in found) for status in ("ok", "info", "n/a", "FAILED")
     }
@@ -120,7 +132,8 @@ def _kind(name: str, asked: str | None) -> str:
         return "data-set"
     if not kinds:
         everything = [one for names in known.values() for one in names]
-        raise unknown("method, tokenizer or data set", name, everything)
+        error = unknown("method, tokenizer or data set", name, everything)
+        raise HarnessError(f"{error}{PLUGIN_HINT}")
     if len(kinds) > 1:
         raise HarnessError(f"{name!r} is a {' and a '.join(kinds)}; say which with --kind {kinds[0]}")
     return kinds[0]
@@ -149,7 +162,10 @@ def _method(name: str, protocol: Protocol, options: Namespace) -> Examination:
     ]
     if not spec.pretrains:
         checks = list(TRUNK_ALONE)
-    values = ", ".join(f"{key} {value}" for key, value in subject.small.items())
+    values = ", ".join(
+        f"{key} {value}" + (f" ({subject.hyperparameters[key]} in a run)" if key == spec.group else "")
+        for key, value in subject.small.items()
+    )
     title = (
         f"method {name} ({spec.origin}), {protocol.name}'s {trunk} of {subject.trunk.patches} patches"
         + (f", {subject.codebook_size:,} tokens" if spec.uses_tokens and spec.pretrains else "")
@@ -165,10 +181,10 @@ def _tokenizer(name: str, protocol: Protocol, options: Namespace) -> Examination
 
     spec, data = tokenizer_spec(name), protocol.data
     listed = protocol.tokenizers.get(name)
-    config = spec.resolve(dict(listed) if listed is not None else {})
+    config = resolve_tokenizer(protocol, name)
     part = open_part(data.name, "pretraining", data.pretraining, data_root=options.data_root)
     subject = TokenizerUnderTest(spec, config, protocol, part, options.data_root)
-    if subject.build().needs_weights:  # which names what is missing
+    if spec.wanted_file(config) is not None and subject.build().needs_weights:  # which names what is missing
         raise HarnessError(f"tokenizer {name} has no weights yet; give --data-root DIR")
     where = f"as {protocol.name} configures it" if listed is not None else "at its own defaults"
     title = f"tokenizer {name} ({_origin(spec)}), {where}, on images of {data.name}"
@@ -181,7 +197,9 @@ def _data_set(name: str, protocol: Protocol, options: Namespace) -> Examination:
 
     subject = DataSetUnderTest(name, options.data_root)
     subject.open("train")  # HarnessError if it is not there at all
-    return Examination(f"data set {name}", examined(DATA, subject))
+    plugin = registered_data_sets().get(name)
+    origin = f" ({plugin.origin})" if plugin else ""
+    return Examination(f"data set {name}{origin}", examined(DATA, subject))
 
 
 def _origin(spec: object) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 
 from benchmark.commands.board import show_comparison
 from benchmark.commands.options import Parser, add_protocol
+from benchmark.plugins import words_of_plugins
 from protocols import load_protocol
 from protocols.errors import HarnessError
 
@@ -42,9 +44,12 @@ def run(options: Namespace) -> int:
     """Compare and show."""
     protocol = load_protocol(options.protocol)
     if not (options.work_dir / protocol.name / "cells").is_dir():
+        command = shlex.join(
+            ["python", "run_benchmark.py", "--protocol", options.protocol, *words_of_plugins()]
+        )
         raise HarnessError(
             f"no records of protocol {protocol.name} under {options.work_dir}; make some with "
-            f"python run_benchmark.py --protocol {options.protocol}, or name their folder with --work-dir"
+            f"{command}, or name their folder with --work-dir"
         )
     given = [name for value in options.evaluations for name in value.split(",") if name]
     if not given:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import shtab
 
+from benchmark.cli import build_parser
 from benchmark.commands import COMMANDS, load_command
-from benchmark.commands.options import Parser, add_plugins
+from benchmark.commands.options import Parser
 from benchmark.data_sets import registered_data_sets
 from benchmark.inputs import EMBEDDED_SETS, EXTERNAL_SETS
 from benchmark.metric_backends import PACKAGES
@@ -19,7 +20,8 @@ from tokenizers import list_tokenizers
 SUMMARY = "completion of commands, options and names for a shell"
 DESCRIPTION = """\
 Prints a script that completes commands, options and names of
-./run_benchmark.py in a shell.
+./run_benchmark.py in a shell; names of plug-ins too if --plugin is given. Of
+several names after one option, bash completes each, zsh and fish the first.
 
 examples:
   source <(./run_benchmark.py completion bash)
@@ -37,32 +39,26 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Print the script."""
     script: str = shtab.complete(_everything(), shell=options.shell)
-    print(script)
+    # For zsh, shtab writes a positional that may be repeated as one that stands once.
+    print(script.replace('"(*):', '"*:'))
     return 0
 
 
 def _everything() -> Parser:
     """One parser of all commands, with the names that their options take."""
-    parser, names = Parser(prog=PROGRAM, description=""), _names()
-    run_command = load_command("run")
-    run_command.add_arguments(parser)
-    add_plugins(parser)
+    parser, names = build_parser("run"), _names()
     _add_names(parser, names)
-    commands = parser.add_subparsers(parser_class=_Named)
+    commands = parser.add_subparsers(parser_class=_parser_of)  # type: ignore[call-overload]
     for name in COMMANDS:
-        command = load_command(name)
-        sub = commands.add_parser(name, help=command.SUMMARY)
-        command.add_arguments(sub)
-        add_plugins(sub)
-        _add_names(sub, names)
+        command = commands.add_parser(name, help=load_command(name).SUMMARY)
+        command.description = ""  # or its first line would be shown, and not the summary
+        _add_names(command, names)
     return parser
 
 
-class _Named(Parser):
-    """A command's parser as argparse makes it: with a `prog` alone."""
-
-    def __init__(self, *, prog: str) -> None:
-        super().__init__(prog=prog, description="")
+def _parser_of(*, prog: str) -> Parser:
+    """A command's parser, as argparse asks for one: by what is typed before it."""
+    return build_parser(prog.split()[-1])
 
 
 def _names() -> dict[str, list[str]]:
@@ -85,6 +81,7 @@ def _names() -> dict[str, list[str]]:
         "trunk": of_all["trunks"],
         **{key: list(PACKAGES) for key in ("track", "to")},
         **{kind: ["all", *names] for kind, names in of_all.items()},
+        "views": ["all", "none", *of_all["views"]],
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from benchmark.commands.options import Parser, protocol_argument
+from benchmark.plugins import words_of_plugins
 from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError
 from protocols.frozen import Name
@@ -79,5 +81,5 @@ def run(options: Namespace) -> int:
         f"from {original.name}"
     )
     print("Change values and their sources in it, then")
-    print(f"  python run_benchmark.py --protocol {out}")
+    print(f"  {shlex.join(['python', 'run_benchmark.py', '--protocol', str(out), *words_of_plugins()])}")
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmark.commands.options import MOST_SEED, Parser, add_protocol, check_asked_work_dir
 from benchmark.plan import Cell, make_plan, select
+from benchmark.plugins import words_of_plugins
 from benchmark.survey import survey
 from leaderboard.record import Record
 from protocols import load_protocol
@@ -118,7 +120,7 @@ def _tokenised(protocol: Protocol, options: Namespace) -> list[tuple[Cell, Recor
             raise HarnessError(
                 f"the tokens of {name} under {options.work_dir} are {one.state}{why}; make them with python "
                 f"run_benchmark.py tokenize --protocol {options.protocol} --tokenizers {name} --work-dir "
-                f"{options.work_dir}{redo}, or name "
+                f"{shlex.join([str(options.work_dir), *words_of_plugins()])}{redo}, or name "
                 "other --tokenizers"
             )
         found.append((one.cell, one.record))

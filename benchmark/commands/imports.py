@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +106,7 @@ def asked_imports(options: Namespace) -> AskedImports | None:
         selection=selection,
         imports=found,
         asked=asked,
-        cells=_marked(asked, options, protocol),
+        cells=[one.cell(protocol, _without_set(options, protocol)) for one in asked],
     )
 
 
@@ -116,14 +116,9 @@ def with_known_imports(
     """`plan`, and the imported cells of the work dir where the options do not ask for other rows alone."""
     if selection.narrowed & {"methods", "tokenizers"} or options.views is not None:
         return list(plan)
-    return [*plan, *known_cells(options.work_dir, protocol)]
+    return [*plan, *known_cells(options.work_dir, protocol, _without_set(options, protocol))]
 
 
-def _marked(asked: Sequence[Asked], options: Namespace, protocol: Protocol) -> list[Cell]:
-    """The cells; those that --set moves are marked."""
-    cells = [one.cell(protocol) for one in asked]
-    if not (options.set and protocol.deviations):
-        return cells
-    original = load_protocol(options.protocol)
-    own = {one.cell(original).id for one in asked}
-    return [replace(cell, is_modified=cell.id not in own) for cell in cells]
+def _without_set(options: Namespace, protocol: Protocol) -> Protocol | None:
+    """The protocol as its file has it, where --set changes it."""
+    return load_protocol(options.protocol) if options.set and protocol.deviations else None

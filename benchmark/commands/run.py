@@ -129,7 +129,7 @@ def run(options: Namespace) -> int:
     cluster = None if options.cluster is None else load_cluster_file(options.cluster)
     runtime = _runtime(options) if cluster is None else cluster_runtime(options, cluster)
     check_work_dir(options.work_dir)
-    if imports is not None:
+    if imports is not None and not options.dry_run:
         imports.keep(options.work_dir)
     states = made_anew(
         survey(plan, protocol, options.work_dir, data_root=options.data_root),

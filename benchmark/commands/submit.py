@@ -15,6 +15,7 @@ from benchmark.cluster_queue import queue_of
 from benchmark.commands.options import Parser
 from benchmark.commands.text import count, paragraph, table
 from benchmark.plan import Cell
+from benchmark.plugins import words_of_plugins
 from benchmark.runtime import Runtime
 from benchmark.survey import CellState
 from protocols.errors import HarnessError
@@ -154,6 +155,7 @@ def _status_words(options: Namespace) -> list[str]:
     words += ["--work-dir", str(options.work_dir)]
     if options.data_root is not None:
         words += ["--data-root", str(options.data_root)]
+    words += words_of_plugins()
     for kind in ("methods", "tokenizers", "trunks", "evaluations", "views", "seeds", "set"):
         given = getattr(options, kind)
         is_default = given == ["all"] and kind in ("methods", "tokenizers", "trunks")

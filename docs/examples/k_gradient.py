@@ -6,6 +6,8 @@ patch. Beside `k-pixel`, whose features are the pixels themselves, it asks what 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -50,8 +52,13 @@ class KGradient(KMeansTokenizer):
         super().__init__(spec, config, extractor=PatchGradients(**sizes))
 
 
-# The sizes and the k-means of k-pixel, with their sources; all but what whitens pixels.
-SHARED = tuple(one for one in tokenizer_spec("k-pixel").hyperparameters if one.name != "whitening_epsilon")
+SIZES = ("image_size", "patch_size")
+# What k-pixel takes, with its sources, but for what whitens pixels. Sizes follow the trunk, of any protocol.
+SHARED = tuple(
+    replace(one, default=None, follows=attrgetter(one.name)) if one.name in SIZES else one
+    for one in tokenizer_spec("k-pixel").hyperparameters
+    if one.name != "whitening_epsilon"
+)
 BINS = Hyperparameter(
     name="bins", type=int, low=2, default=9, source="Dalal and Triggs: nine orientations are enough"
 )

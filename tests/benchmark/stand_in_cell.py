@@ -2,11 +2,13 @@
 
 `python stand_in_cell.py FOLDER run_benchmark.py cell ID ...`. The plan, the record and the exit codes are the
 harness's own; what a cell does is said by files in FOLDER: `ID.fails` makes it fail, `ID.waits` makes it wait
-until it is gone. SIGTERM ends a waiting cell as it ends a training: 143, and nothing recorded.
+until it is gone, and with `ID.real` Python runs the cell itself. SIGTERM ends a waiting cell as it ends a
+training: 143, and nothing recorded.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -26,6 +28,8 @@ def main() -> int:
     options = build_parser(words[0]).parse_args(words[1:])
     protocol, _, plan = chosen_cells(options)
     (cell,) = [one for one in plan if one.id == options.cell]
+    if (folder / f"{cell.id}.real").exists():
+        os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
     own = cell_folder(options.work_dir, protocol.name, cell.id)
     (own / "record.json").unlink(missing_ok=True)
 

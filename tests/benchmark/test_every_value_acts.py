@@ -25,6 +25,7 @@ from benchmark.plan import Cell, make_plan, select
 from benchmark.record_cell import write_cell_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
+from benchmark.survey import present_sources
 from leaderboard.record import PREDICTIONS_NAME, read_record
 from methods import list_methods
 from protocols import list_protocols, load_protocol
@@ -99,6 +100,7 @@ GIVEN = {
 
 
 OBSERVED: dict[tuple[Path, str, str], dict[str, Any]] = {}
+SOURCES = present_sources()
 
 
 def capture(training: Training, runtime: Runtime, *, into: dict[str, Any]) -> TrainingResult:
@@ -151,12 +153,12 @@ def _observe(cell: Cell, protocol: Protocol, plan: dict[str, Cell], work_dir: Pa
         if read_record(cell_folder(work_dir, protocol.name, parent)) is None:
             observe(plan[parent], protocol, plan, work_dir)
     runtime = Runtime(device="cpu", jobs=1, threads=1)
-    context = CellContext(cell=cell, protocol=protocol, runtime=runtime, work_dir=work_dir)
+    context = CellContext(cell=cell, protocol=protocol, runtime=runtime, work_dir=work_dir, sources=SOURCES)
     seen: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmark.recipe.train", partial(capture, into=seen))
         result = STAGES[cell.stage](context)
-    write_cell_record(cell, protocol, runtime, work_dir, status="done", result=result)
+    write_cell_record(cell, protocol, runtime, work_dir, status="done", result=result, sources=SOURCES)
     if cell.stage != "pretrain":  # whose artefacts are the weights seen already
         seen["artefacts"] = result.artefacts if cell.stage == "tokenise" else predictions(context)
         seen["metrics"] = {
@@ -332,7 +334,7 @@ def field_of(protocol: Protocol, path: str) -> tuple[str, ...] | None:
     ],
 )  # fmt: skip
 def test_a_changed_value_of_the_teachers_tokenizer_changes_its_tokens(change: str, work_dir: Path) -> None:
-    few = ("data.pretraining.count=12", "tokenizers.k-feature.codebook_size=8")
+    few = ("data.pretraining.count=4", "tokenizers.k-feature.codebook_size=8")
     fixed = (*few, "tokenizers.k-feature.iterations=4")
     assert seen_tokens((*fixed, f"tokenizers.k-feature.{change}"), work_dir) != seen_tokens(fixed, work_dir)
 

@@ -99,7 +99,7 @@ def test_from_image_files_to_a_board(
 
 
 def test_the_classes_are_those_of_the_folders(place: Path) -> None:
-    """32 images of 16 classes do not make a classifier of 16."""
+    """16 images of 8 classes do not make a classifier of 8."""
     part = Part(split="train", count=IMAGES)
     images = open_part("imagenet-1k", "training", part, data_root=place / "data")
     assert len(images.classes) == CLASSES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from leaderboard.record import read_record
 from leaderboard.report import read_board
 from protocols import load_protocol
 from tests.benchmark.made_records import Lab, changed_record, contents_of, forge, predictions_file
+from tests.disks.small_disk import full_after
 from tests.error_settings import TINY
 
 
@@ -250,6 +252,41 @@ def test_a_merge_that_is_killed_leaves_whole_cells_or_none(
         assert set(origins(here, "tiny")) == set(lab.records)
         assert not (here / "tiny" / merging.STAGING_NAME).exists()
         remove(here)
+
+
+def test_a_merge_that_was_stopped_before_it_had_made_its_folders_is_ended_by_the_same_command(
+    lab: Lab, here: Path
+) -> None:
+    (here / "tiny").mkdir(parents=True)
+    assert merge(bundled(lab), here) == 0
+
+
+def test_a_disk_that_is_full_or_broken_is_named(
+    lab: Lab, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = bundled(lab)
+    with full_after(100):
+        assert merge(bundle, here) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {here / 'tiny' / merging.STAGING_NAME}")
+    assert "File too large" in said
+    assert list((here / "tiny" / "cells").iterdir()) == []
+    assert not (here / "tiny" / merging.STAGING_NAME).exists()
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("leaderboard.bundle.sha256_of_file", broken)
+        assert merge(bundle, here) == 2
+    assert f"error: {bundle}: Input/output error" in capsys.readouterr().err
+    assert merge(bundle, here) == 0
+
+
+def test_a_bundle_whose_name_is_no_text_leaves_origins_that_are(lab: Lab, here: Path) -> None:
+    bundle = bundled(lab).rename(lab.work_dir.parent / os.fsdecode(b"there\xff.tar"))
+    assert merge(bundle, here) == 0
+    assert {origin.bundle for origin in origins(here, "tiny").values()} == {"there?.tar"}
 
 
 def test_two_merges_into_one_folder_wait_for_each_other(

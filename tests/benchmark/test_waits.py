@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
@@ -61,6 +62,21 @@ def test_a_reading_process_that_is_killed_is_named() -> None:
     with pytest.raises(HarnessError, match=r"^the reading process \d+ (was killed|ended).*fewer --workers"):
         list(read(Signalled(signal.SIGKILL), order=range(8), workers=2))
     assert time.monotonic() - started < readers.READER_SECONDS / 4, "it was not waited for"
+
+
+def test_whoever_stops_asking_waits_for_no_reading_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thrown away in a cycle, as by an error that holds on to it: torch would wait 5 s for each of them."""
+    ended: list[object] = []
+    end = readers._end
+    monkeypatch.setattr(readers, "_end", lambda processes: (ended.extend(processes), end(processes))[1])
+    items = read(Signalled(0), order=range(8), workers=2)
+    next(items)
+    cycle: list[object] = [items]
+    cycle.append(cycle)
+    del items, cycle
+    gc.collect()
+    assert len(ended) == 2
+    assert not set(ended) & set(multiprocessing.active_children())
 
 
 def test_full_shared_memory_is_not_taken_for_another_lack() -> None:

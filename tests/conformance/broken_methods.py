@@ -186,6 +186,47 @@ class DrawsNumbers(Base):
         return super().draw(sample_ids, epoch, seed).float()
 
 
+class DrawsALine(Base):
+    pattern_dtype = torch.int64
+
+    def draw(self, sample_ids: Tensor, epoch: int, seed: int) -> Tensor:
+        return torch.arange(len(sample_ids))
+
+
+class ReturnsItsLoss(Base):
+    def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> Output:
+        return super().forward(images, tokens, pattern)["loss"]  # type: ignore[return-value]
+
+
+class Detaches(Base):
+    def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> Output:
+        found = super().forward(images, tokens, pattern)
+        return found | {"loss": found["loss"].detach()}
+
+
+class HasALossForEachImage(Base):
+    def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> Output:
+        found = super().forward(images, tokens, pattern)
+        return found | {"loss": found["loss"].expand(len(images))}
+
+
+class ChangesItsWeights(Base):
+    def seen(self, patches: Tensor, pattern: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.mask_token.mul_(0.5)
+        return super().seen(patches, pattern)
+
+
+class Leaves(Base):
+    def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> Output:
+        raise SystemExit(0)
+
+
+class AsksWrongly(Base):
+    def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> Output:
+        return super().forward(images, tokens.flatten(), pattern)
+
+
 class Fails(Base):
     def forward(self, images: Tensor, tokens: Tensor, pattern: Tensor) -> Output:
         raise RuntimeError("no such thing as a loss")

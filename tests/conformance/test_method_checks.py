@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from benchmark.conformance_cost import COSTS
 from benchmark.conformance_leaks import LEAKS
 from benchmark.conformance_method import MethodUnderTest
 from benchmark.conformance_training import TRAINING
+from benchmark.stopping import Stopped
 from methods.specs import MethodSpec, Work, masked_work
 from protocols.hyperparameters import Hyperparameter
 from protocols.schema import TrunkSpec
@@ -42,9 +44,15 @@ BROKEN = {
     "ExportsAnother": ("equal trunk", {"exported backbone", "loads in timm"}),
     "DecaysPositions": ("equal trunk", {"weight decay"}),
     "DrawsNumbers": ("draw", {"pattern"}),
+    "DrawsALine": ("draw", {"pattern"}),
     "DrawsGlobally": ("draw", {"draw takes no random number", "draw is pure"}),
     "DrawsByPlace": ("draw", {"draw is pure"}),
     "DrawsTheSame": ("draw", {"draw varies"}),
+    "ReturnsItsLoss": ("output", {"output"}),
+    "Leaves": ("output", {"output"}),
+    "Detaches": ("output", {"loss"}),
+    "HasALossForEachImage": ("output", {"loss"}),
+    "ChangesItsWeights": ("output", {"forward repeats"}),
     "CountsWrong": ("output", {"shapes"}),
     "HasAnotherHead": ("output", {"targets"}),
     "DrawsInForward": ("output", {"forward repeats"}),
@@ -81,7 +89,7 @@ def failures(found: list[Finding]) -> set[str]:
 def test_every_broken_method_is_tried() -> None:
     classes = {name for name, one in vars(broken_methods).items() if isinstance(one, type)}
     own = {name for name in classes if getattr(broken_methods, name).__module__ == broken_methods.__name__}
-    assert own == {*BROKEN, "Base", "Fails", "MixesItsTargets"}
+    assert own == {*BROKEN, "Base", "Fails", "AsksWrongly", "MixesItsTargets"}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -111,6 +119,9 @@ def test_an_error_of_the_adapter_is_a_finding_with_its_line(monkeypatch: pytest.
     line = 1 + lines.index('        raise RuntimeError("no such thing as a loss")')
     assert failed.found == f"RuntimeError at broken_methods.py, line {line}: no such thing as a loss"
     assert stopped.status == "n/a"
+    # A refusal of the class that it builds on is met in its own line.
+    (*_, failed, _) = examined(CONTRACT, subject(monkeypatch, "AsksWrongly", files=("base.py",)))
+    assert failed.found.startswith("ValueError at broken_methods.py, line ")
 
 
 def test_what_it_declares_is_held_against_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +159,20 @@ def test_the_command_says_it_and_ends_with_1(
     assert "FAILED  own pixels: a prediction moves by" in shown
     assert "-> hide the patch" in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_stopped_it_does_not_say_that_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stops(self: object, *arguments: object) -> None:
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(broken_methods.Base, "forward", stops)
+    subject(monkeypatch, "Base")
+    assert main(["check", "broken", "--protocol", "tests/tiny.yaml", "--quick"]) == 130
+    shown = capsys.readouterr()
+    assert "ok      class: Base" in shown.out
+    assert shown.err == "\nstopped by SIGINT; nothing is kept, the same command begins anew.\n"
 
 
 def test_the_command_tells_machines_too(

@@ -13,12 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from benchmark import conformance_tokenizer
+from benchmark.cli import main
 from benchmark.conformance import Finding, examined
 from benchmark.conformance_data import DATA, DataSetUnderTest
 from benchmark.conformance_tokenizer import TOKENIZER, TokenizerUnderTest
 from benchmark.data import open_part, register_data_set
 from benchmark.data_sets import DataSetSpec, unregister_data_set
 from protocols import load_protocol
+from tests.plugins.plugin_texts import TOKENIZER as PLUGIN
+from tests.plugins.plugin_texts import changed
 from tokenizers.base import Tokenizer
 from tokenizers.specs import TokenizerSpec
 
@@ -181,3 +184,27 @@ def test_test_images_among_the_training_images_are_counted(tmp_path: Path) -> No
         unregister_data_set("mine")
     (told,) = [one.found for one in found if one.what == "overlap"]
     assert told == "30 of 30 test images looked at are pixel for pixel training images"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "shown"),
+    [
+        (
+            PLUGIN.replace('source="trunk"', 'source="as the trunk has it"'),
+            0,
+            "grid: 4 x 4 tokens, one for each patch of vit-tiny-test",
+        ),
+        (
+            changed(PLUGIN, ('config["grid"]', 'config["gird"]')),
+            1,
+            "class: KeyError at mine.py, line 14: 'gird'",
+        ),
+    ],
+)
+def test_sizes_follow_the_trunk_and_a_constructor_that_fails_is_a_finding(
+    text: str, code: int, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    words = ["check", "brightness", "--protocol", "tests/tiny.yaml", "--plugin", str(tmp_path / "mine.py")]
+    assert main(words) == code
+    assert shown in " ".join(capsys.readouterr().out.split())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmark import finetune, probe
 from benchmark.cli import build_parser, main
-from benchmark.commands.imports import AskedImports, asked_imports
+from benchmark.commands.imports import AskedImports, asked_imports, with_known_imports
 from benchmark.convert import convert
 from benchmark.imported import Imports, clean_label, known_cells
 from benchmark.imported_weights import imported_trunk
@@ -27,6 +27,10 @@ from benchmark.recorded_ids import ids_of_record
 from benchmark.runtime import Runtime
 from benchmark.stage import CellContext
 from benchmark.survey import begun_with, present_sources
+from leaderboard.frames import Order
+from leaderboard.imported_rows import imported_frame
+from leaderboard.imported_view import imported_grid
+from leaderboard.lineage import Lineage
 from leaderboard.record import PREDICTIONS_NAME, Record, read_record, write_record
 from leaderboard.report import write_report
 from protocols import load_protocol
@@ -145,6 +149,17 @@ def test_the_board_shows_them_apart_and_compares_them_with_nothing(
         assert "compared with none" in text.replace("\n", " ")
 
 
+def test_a_row_under_other_values_says_so_behind_its_label(measured: Measured) -> None:
+    records = list(measured.records.values())
+    current = measured.row.protocol.slices | {"evaluation:finetune": "another"}
+    order = Order(methods=(), tokenizers=(), trunks=(), evaluations=("finetune", "linear-probe"))
+    frame = imported_frame(records, Lineage(records), current, order)
+    labels = [row[0] for row in imported_grid(frame).rows]
+    assert labels == [
+        "mim-of-ours-v2 (not as in the current protocol: evaluation:finetune)", "mim-of-ours-v2"
+    ]  # fmt: skip
+
+
 def test_other_commands_know_the_cells(measured: Measured, capsys: pytest.CaptureFixture[str]) -> None:
     work_dir, protocol = measured.row.work_dir, measured.row.protocol
     ids = {record.cell_id for record in measured.records.values()}
@@ -219,7 +234,7 @@ def test_a_classifier_that_began_with_imported_weights(measured: Measured, tmp_p
     """Its card names no objective, and the commands that made it."""
     folder = measured.row.work_dir / "tiny" / "cells" / measured.records["finetune"].cell_id
     card = convert(folder, tmp_path / "tuned.safetensors").card.read_text()
-    for part in ("their objective is not known", "- compliance: imported: weights of MIM of ours",
+    for part in ("their objective is not known", "| compliance | imported: weights of MIM of ours",
                  "--from-checkpoint 'MIM of ours (v2).safetensors' --label mim-of-ours-v2",
                  "| these weights |"):  # fmt: skip
         assert part in card
@@ -321,6 +336,26 @@ def test_two_files_of_one_name_need_labels(tmp_path: Path) -> None:
     assert [cell.method for cell in asked(tmp_path, *words).cells] == ["imported-one"] * 2 + [
         "imported-two"
     ] * 2
+
+
+def test_cells_of_launchers_and_clusters_say_too_what_set_moved(tmp_path: Path) -> None:
+    """They find the cell by the note in its folder, and not by the options of --from-checkpoint."""
+    file, moved = saved(tmp_path / "vit.pth", trunk_weights()), "evaluations.finetune.epochs=3"
+    imports = asked(tmp_path, "--from-checkpoint", str(file), "--set", moved)
+    imports.keep(tmp_path)
+    given = ["--protocol", TINY, "--work-dir", str(tmp_path), "--seeds", str(SEED), "--set", moved]
+    known = with_known_imports([], build_parser("run").parse_args(given), imports.protocol, imports.selection)
+    assert known == imports.cells
+    assert {cell.stage: cell.is_modified for cell in known} == {"finetune": True, "linear-probe": False}
+
+
+def test_a_dry_run_keeps_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = saved(tmp_path / "vit.pth", trunk_weights())
+    (tmp_path / "cluster.yaml").write_text("{scheduler: local, time: 01:00:00, gpus_per_node: 0}")
+    words = ["--protocol", TINY, "--work-dir", str(tmp_path / "runs"), "--from-checkpoint", str(file)]
+    assert main([*words, "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run"]) == 0
+    assert "attempt finetune-imported-vit-" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
 
 
 def test_heads_that_a_header_states_must_be_the_trunks(tmp_path: Path) -> None:

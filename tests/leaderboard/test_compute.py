@@ -69,6 +69,10 @@ class TestCosts:
         study.study_row("mim", "k-feature", finetune=120)
         grid = block(section_of(study, monkeypatch), "compute").grid
         assert grid.rows == (("MIM", "k-feature", "2.00e12", "1.00", "1m40s", "10s (1)", "1m00s", "1"),)
+        # The longest that mini's board has in each column, two blanks apart.
+        longest = ("SplitMask", "k-feature", "2.00e12", "1.00", "1m40s", "1m31s (34)", "1m00s", "8")
+        names = [column.name for column in grid.columns]
+        assert sum(max(map(len, pair)) + 2 for pair in zip(names, longest, strict=True)) - 2 <= 80
 
     def test_gpu_hours_count_every_process(
         self, study: StudyCampaign, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +157,24 @@ class TestEqualCompute:
         mapet = line(mine, method="mapet")
         assert (mapet["top1_percent"], mapet["scaled_top1_percent"], mapet["change"]) == (65, 65, 0)
         assert np.isnan(line(mine, method="pim")["scaled_top1_percent"])
+
+    def test_both_sides_are_means_over_the_same_seeds(
+        self, study: StudyCampaign, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for seed in range(3):
+            study.study_row("mim", seed=seed, probe=100 + 20 * seed)
+        study.study_row("mim", seed=2, recipe={"epochs": 12}, probe=150)
+        study.study_row("mapet", probe=100)
+        study.study_row("pim", seed=0, probe=100)
+        study.study_row("pim", seed=1, recipe={"epochs": 8}, probe=150)
+        frame = block(section_of(study, monkeypatch), "equal-compute-linear-probe").frame
+        mine = frame[frame["tokenizer"] == "k-pixel"]
+        mim = line(mine, method="mim")
+        assert (mim["top1_percent"], mim["scaled_top1_percent"]) == (70, 75), "of seed 2 alone"
+        assert (mim["change"], mim["seeds"]) == (5, 1)
+        pim = line(mine, method="pim")
+        assert (pim["top1_percent"], pim["scaled_top1_percent"]) == (50, 75)
+        assert np.isnan(pim["change"]), "no seed in common"
 
     def test_what_is_missing_is_named_with_its_command(
         self, study: StudyCampaign, monkeypatch: pytest.MonkeyPatch

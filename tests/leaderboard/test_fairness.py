@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from leaderboard.fairness import left_out, prove, unlike
-from leaderboard.fairness_record import HELD, RESULTS, SHOWN
+from leaderboard.fairness_record import EVALUATION, HELD, METHOD, RESULTS, SHOWN, TOKENIZER, RecordReader
 from leaderboard.fairness_section import fairness_section
+from leaderboard.lineage import PRETRAIN, TOKENISE
 from leaderboard.record import Compliance, Git, Record
 from leaderboard.settings import Settings
 from leaderboard.tables import Board, build_board
@@ -50,6 +51,14 @@ def _is(
 ) -> bool:
     names = (record.method.name if record.method else "", record.tokenizer.name if record.tokenizer else "")
     return record.stage == stage and record.seed in (seed, None) and names == (method, tokenizer)
+
+
+def test_values_are_read_in_one_order() -> None:
+    """In every process, or the same records would make tables of other bytes."""
+    assert {tuple(scope.kind for scope in RecordReader().read(record).held) for record in RECORDS} == {
+        (TOKENISE, TOKENIZER), (PRETRAIN, METHOD, TOKENIZER),
+        (EVALUATION, METHOD), (EVALUATION, TOKENIZER, METHOD),
+    }  # fmt: skip
 
 
 def shown_of(records: Iterable[Record]) -> tuple[Any, frozenset[tuple[str, int]]]:

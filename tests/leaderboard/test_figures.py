@@ -239,6 +239,8 @@ class TestFiles:
         assert (
             "MIM 66.00 at 2.00e12 FLOPs, MIM (other epochs) 77.50 at 4.80e12 FLOPs" in section.figures[0].alt
         )
+        pixels = np.asarray(Image.open(io.BytesIO(section.figures[0].png)).convert("L"))
+        assert (pixels[:, 0] == 255).all(), "the name of the upright axis is cut"
 
 
 def _luminance(colour: str) -> float:

@@ -23,7 +23,7 @@ from leaderboard.grids import board_grid, tokenizer_grid
 from leaderboard.learning_curves import learning_curve_section
 from leaderboard.page import to_html
 from leaderboard.page_rows import row_command
-from leaderboard.record import Record, TokenizerUse
+from leaderboard.record import Record, TokenizerUse, plugin_words
 from leaderboard.row_names import row_key, row_name
 from leaderboard.runs import RowKey
 from leaderboard.tables import Board
@@ -42,7 +42,7 @@ from tests.leaderboard.further_records import (
     further_records,
     without,
 )
-from tests.leaderboard.planned_records import board_of
+from tests.leaderboard.planned_records import board_of, planned_records
 
 HOSTILE = "<script>alert(1)</script>"
 FILE, PACKAGE = "ring_mim.py", "fair-mim-rings"
@@ -73,14 +73,22 @@ def plugged() -> Board:
 
 
 def cells_of(command: str) -> set[str]:
-    """The ids of what a command of a note runs, read as the command line reads it."""
+    """The ids of what a command runs, read as the command line reads it."""
     words = shlex.split(command)
     assert words[:2] == ["python", "run_benchmark.py"]
     parser = Parser(prog="run", description="")
     add_protocol(parser)
     add_selection(parser)
     given = parser.parse_args(words[2:])
-    chosen = select(MINI, methods=given.methods, views=given.views, seeds=map(int, given.seeds))
+    chosen = select(
+        MINI,
+        methods=given.methods,
+        tokenizers=given.tokenizers,
+        trunks=given.trunks,
+        evaluations=given.evaluations,
+        views=given.views,
+        seeds=map(int, given.seeds) if given.seeds else None,
+    )
     return {cell.id for cell in make_plan(MINI, chosen)}
 
 
@@ -141,8 +149,9 @@ class TestWithoutATokenizer:
         # The board knows of it by its rows, the protocol by its view.
         for known in (board, board_of(MINI, [])):
             assert row_key(MINI, known, "maskfeat/vit-mini") == row_key(MINI, known, "MaskFeat") == key
-            with pytest.raises(HarnessError, match=r"no tokenizer \(maskfeat, scratch\)"):
-                row_key(MINI, known, "maskfeat/k-pixel/vit-mini")
+            for given in ("maskfeat/k-pixel/vit-mini", "maskfeat/k-pixel"):
+                with pytest.raises(HarnessError, match=r"no tokenizer \(maskfeat, scratch\)"):
+                    row_key(MINI, known, given)
 
     def test_it_has_one_row_also_in_cells_that_name_tokenizers(self, board: Board) -> None:
         cells = MINI.views["table1"].cells[0].model_copy(update={"methods": ("mim", "maskfeat", "scratch")})
@@ -156,7 +165,7 @@ class TestWithoutATokenizer:
 
     def test_its_commands_name_none(self, board: Board) -> None:
         (row,) = board.rows[board.rows["method"] == "maskfeat"].itertuples(index=False)
-        command = row_command(MINI, row, evaluations=["finetune"], seeds=SEEDS, plugins=board.plugins)
+        command = row_command(MINI, row, evaluations=["finetune"], seeds=SEEDS, plugins=board.plugin_files)
         assert "--tokenizers" not in command
         frame = table_of(board).frame
         assert not frame[frame["method"] == "maskfeat"]["command"].str.contains("--tokenizers").any()
@@ -174,6 +183,33 @@ class TestWithoutATokenizer:
             assert "maskfeat/vit-mini is pre-trained without a tokenizer" in to_text(compared)
         scratch = compare_rows(board, MINI, lambda record: None, a="scratch", b="mim/k-pixel")
         assert "without a tokenizer" not in to_text(scratch)
+
+    @pytest.mark.parametrize(
+        ("row", "evaluation"),
+        [("maskfeat", "knn"), ("splitmask/k-pixel", "digits"), ("mim/k-pixel", "knn")],
+    )
+    def test_the_command_for_what_two_rows_lack_runs_it(
+        self, board: Board, row: str, evaluation: str
+    ) -> None:
+        """Also where no view asks for it."""
+        with pytest.raises(HarnessError, match="measure what is missing with: ") as caught:
+            compare_rows(board, MINI, lambda record: None, a=row, b="scratch", evaluations=[evaluation])
+        command = str(caught.value).partition("missing with: ")[2]
+        start = f"{evaluation}-{row.replace('/', '-')}-"
+        assert any(cell.startswith(start) for cell in cells_of(command)), command
+
+    def test_what_no_command_measures_is_said(self) -> None:
+        """A view's own values are measured in what the view asks for."""
+        asked = {"methods": ["mim"], "tokenizers": ["k-feature"], "views": ["sensitivity"], "seeds": [0]}
+        records = planned_records(
+            MINI, make_plan(MINI, select(MINI, **asked)), lambda cell: {"top1_percent": 50}
+        )
+        board = board_of(MINI, [*records, *further_records()])
+        tried = "mim/k-feature@peak_lr=0.002"
+        with pytest.raises(HarnessError, match="no view of protocol mini asks for finetune of mim/k-feat"):
+            compare_rows(
+                board, MINI, lambda record: None, a=tried, b="mim/k-feature", evaluations=["finetune"]
+            )
 
     def test_all_rows_are_proven_alike(self, board: Board) -> None:
         (proof,) = [one for one in prove(view_tables(board, MINI), board) if one.name == VIEW]
@@ -296,6 +332,26 @@ class TestPlugIns:
         stores = [row[0] for row in tokenizer_grid(board.tokenizers).rows]
         assert f"rings (plug-in {FILE}), test images" in stores
         assert "k-pixel, test images" in stores
+        (row,) = board.rows[board.rows["tokenizer"] == "rings"].itertuples(index=False)
+        command = row_command(MINI, row, evaluations=["finetune"], seeds=SEEDS, plugins=board.plugin_files)
+        assert f" --plugin {FILE} --methods mim --tokenizers rings " in command
+
+    def test_commands_name_files_and_folders_and_no_package(self) -> None:
+        brought = ["pack/ring.py", "pack/edges.py", PACKAGE, "", FILE]
+        assert plugin_words(brought) == ["--plugin", "pack", FILE]
+        assert plugin_words([PACKAGE, ""]) == []
+
+    def test_two_of_one_title_are_told_apart_by_their_names(self) -> None:
+        every = further_records()
+        mine = [
+            one
+            for name in ("rings", "rings-wide")
+            for one in as_plugin(every, "maskfeat", name=name, title="Rings", plugin=FILE)
+        ]
+        board = board_of(MINI, [*without(every, FURTHER), *mine])
+        assert [texts[0] for texts in table_of(board).rows][-2:] == [
+            f"Rings rings (plug-in {FILE})", f"Rings rings-wide (plug-in {FILE})",
+        ]  # fmt: skip
 
     def test_a_later_record_of_the_harness_itself_is_no_plug_in(self) -> None:
         every = without(further_records(), FURTHER)

@@ -55,6 +55,13 @@ def test_a_pretrainings_runtime_counts(one_seed: Any) -> None:
     assert "Rows differ in precision: bf16 in 1 cell, fp32 in 4 cells " in _notes(one_seed)
 
 
+def test_several_numbers_of_seeds_are_explained(one_seed: Any) -> None:
+    assert "3/1" not in _notes(one_seed)
+    use: dict[str, Any] = {"method": "mim", "tokenizer": "k-pixel", "seed": 1}
+    one_seed.cell("ft", "finetune", parents=("mim-k-pixel-0-pretrain",), correct=100, **use)
+    assert "several numbers under seeds, as in 3/1, are in the columns' order" in _notes(one_seed)
+
+
 def test_what_is_not_on_the_board_does_not_count(one_seed: Any) -> None:
     _add(one_seed, precision="bf16", device="cuda", commit="def456", deviations=("pretraining.peak_lr=9",))
     use: dict[str, Any] = {"method": "mim", "tokenizer": "k-pixel", "precision": "bf16", "seed": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from scipy.stats import kendalltau
 from leaderboard.report import read_board
 from leaderboard.row_runs import RowRuns
 from leaderboard.sections import Section
-from leaderboard.sensitivity import OWN, find_studies, sensitivity_section, spreads, stability, study_means
+from leaderboard.sensitivity import OWN, find_studies, sensitivity_section, spreads, study_means
+from leaderboard.stability import stability
 from leaderboard.tried import predicted_patches, setting_label, tried_values
 from leaderboard.views import view_tables
 from tests.leaderboard.studies import StudyCampaign, studied, study_protocol
@@ -79,7 +81,9 @@ class TestStability:
 
 class TestSection:
     def test_the_table_and_the_sentence_say_it(self, no_figures: None) -> None:
-        section = self.section(*studied())
+        board, protocol = studied()
+        section = self.section(board, protocol)
+        assert section.name not in protocol.views, "both are anchors of the page"
         settings, pairs = section.blocks
         assert [column.name for column in settings.grid.columns] == [
             "setting", "MIM", "PIM", "MaPeT", "seeds", "tau", "flips",
@@ -105,6 +109,21 @@ class TestSection:
         assert "Fewer than 3 seeds: this is said of these trainings, not of methods." in sentence
         # MIM alone stands in both settings: there is no pair to change sides.
         assert section.blocks[0].grid.rows[1] == (FEWER, "60.00", "-", "60.00", "1", "-", "-")
+
+    def test_orders_are_compared_over_the_seeds_that_both_have(
+        self, tmp_path: Path, no_figures: None
+    ) -> None:
+        """Over all seeds PIM is ahead; of the one that was tried it is not, at either setting."""
+        study = StudyCampaign(tmp_path)
+        for seed, probe in enumerate((90, 130, 130)):
+            study.study_row("mim", seed=seed, probe=100)
+            study.study_row("pim", seed=seed, probe=probe)
+        study.study_row("mim", values={"mask_count": 19}, probe=110)
+        study.study_row("pim", values={"cutting_point": 31}, probe=100)
+        settings, pairs = self.section(read_board(study.work_dir, study.protocol), study.protocol).blocks
+        assert settings.grid.rows[0][1:4] == ("50.00", "58.33", "-")
+        assert settings.grid.rows[1][-2:] == ("1.00", "0 of 1")
+        assert pairs.grid.rows[0][1:3] == ("-8.33", "0 of 1")
 
     def test_without_variants_or_view_there_is_none(self, tmp_path: Path) -> None:
         study = StudyCampaign(tmp_path)
@@ -140,3 +159,21 @@ def test_a_row_that_is_left_out_is_in_no_order(no_figures: None) -> None:
     assert set(frame[frame["setting"] == FEWER]["method"]) == {"mim", "pim"}
     assert set(frame[frame["setting"] == OWN]["method"]) == {"mim", "pim", "mapet"}
     assert any(note.startswith("Left out") and "31" in note for note in section.notes)
+
+
+def test_a_method_without_a_tokenizer_has_a_study_of_its_own(no_figures: None) -> None:
+    """Also where its cells name tokenizers: it has one row, and not one for each."""
+    board, protocol = studied()
+    cells = tuple(
+        replace(run, key=run.key._replace(tokenizer="")) if run.key.method == "mim" else run
+        for run in board.cells
+    )
+    section = sensitivity_section(replace(board, cells=cells), protocol)
+    assert section is not None
+    assert [block.name for block in section.blocks] == [
+        "sensitivity-linear-probe-no-tokenizer-vit-mini", "sensitivity-linear-probe-k-pixel-vit-mini",
+        "sensitivity-pairs-linear-probe-k-pixel-vit-mini",
+    ]  # fmt: skip
+    assert section.blocks[0].grid.rows[1] == (FEWER, "61.00", "3", "-", "-")
+    assert section.notes[0].startswith("Linear probe, without a tokenizer, vit-mini: means spread over")
+    assert "places are measured so far" not in " ".join(section.notes)

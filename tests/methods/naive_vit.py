@@ -6,7 +6,7 @@ Weights come from a method's state dict under timm's names. Legend: S rows of on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -71,3 +71,22 @@ def cross_entropy(logits: Sequence[Array], targets: Sequence[int]) -> float:
     """Mean over rows."""
     losses = [math.log(np.exp(row).sum()) - row[target] for row, target in zip(logits, targets, strict=True)]
     return sum(losses) / len(losses)
+
+
+def slopes(module: nn.Module, loss: Tensor, by_definition: Callable[[], float]) -> tuple[float, float]:
+    """How steep the loss of `module`, all in float64, is along one direction of all weights.
+
+    By the gradients of `loss`; and by differences of what `by_definition` makes of the weights.
+    """
+    weights = list(module.parameters())
+    generator = torch.Generator().manual_seed(2)
+    ways = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in weights]
+    gradients = torch.autograd.grad(loss, weights)
+    by_gradients = sum(float((one * way).sum()) for one, way in zip(gradients, ways, strict=True))
+    step, there = 1e-5, []
+    with torch.no_grad():
+        for sign in (1, -2, 1):  # ahead, behind, and back
+            for one, way in zip(weights, ways, strict=True):
+                one += sign * step * way
+            there.append(by_definition())
+    return by_gradients, (there[0] - there[1]) / (2 * step)

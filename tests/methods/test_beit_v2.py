@@ -13,7 +13,16 @@ from methods import build_method, method_spec
 from methods.beit_v2 import PatchAggregation
 from protocols.errors import HarnessError
 from protocols.schema import TrunkSpec
-from tests.methods.naive_vit import block, cross_entropy, embedded, layer_norm, linear, shaken, weights_of
+from tests.methods.naive_vit import (
+    block,
+    cross_entropy,
+    embedded,
+    layer_norm,
+    linear,
+    shaken,
+    slopes,
+    weights_of,
+)
 
 TRUNK = TrunkSpec(image_size=16, patch_size=4, width=16, depth=3, heads=2, layer_scale=0.5)
 CODES, EARLY = 7, 2
@@ -41,13 +50,14 @@ def batch(method: PatchAggregation) -> tuple[Tensor, Tensor, Tensor]:
     return images, tokens, method.draw(torch.arange(3), 0, 0)
 
 
-def test_both_terms_are_the_definitions(
-    method: PatchAggregation, batch: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def by_definition(
+    method: PatchAggregation, images: Tensor, tokens: Tensor, pattern: Tensor
+) -> tuple[dict[str, list[np.ndarray]], list[int]]:
+    """Logits of both heads at the masked patches, image by image in float64, and their targets."""
     weights = weights_of(method)
     logits: dict[str, list[np.ndarray]] = {"main": [], "aggregation": []}
     targets = []
-    for image, token, masked in zip(batch[0], batch[1].tolist(), batch[2].tolist(), strict=True):
+    for image, token, masked in zip(images, tokens.tolist(), pattern.tolist(), strict=True):
         patches = embedded(weights, image, TRUNK.patch_size)
         for number in range(16):
             if masked[number]:
@@ -64,6 +74,13 @@ def test_both_terms_are_the_definitions(
         for name, encoded in (("main", after[-1]), ("aggregation", second)):
             predicted = linear(weights, "head", layer_norm(weights, "trunk.norm", encoded[1:]))
             logits[name] += [predicted[number] for number in range(16) if masked[number]]
+    return logits, targets
+
+
+def test_both_terms_are_the_definitions(
+    method: PatchAggregation, batch: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    logits, targets = by_definition(method, *batch)
     out = method(*batch)
     main, aggregation = (cross_entropy(logits[name], targets) for name in ("main", "aggregation"))
     assert abs(main - aggregation) > 1e-3
@@ -72,6 +89,19 @@ def test_both_terms_are_the_definitions(
     assert out["loss"].item() == pytest.approx(main + aggregation, rel=1e-5)
     np.testing.assert_allclose(out["logits"].detach(), np.array(logits["main"]), rtol=1e-4, atol=1e-5)
     assert out["targets"].tolist() == targets
+
+
+def test_gradients_are_the_definitions(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    built = build().double()
+    images, tokens, pattern = batch
+
+    def defined() -> float:
+        logits, targets = by_definition(built, images, tokens, pattern)
+        return sum(cross_entropy(of_head, targets) for of_head in logits.values())
+
+    loss = built(images.double(), tokens, pattern)["loss"]
+    found, expected = slopes(built, loss, defined)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_first_term_is_beits(method: PatchAggregation, batch: tuple[Tensor, Tensor, Tensor]) -> None:

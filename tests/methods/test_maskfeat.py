@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from methods import build_method, method_spec
 from methods.maskfeat import MaskedFeaturePrediction, gradient_histograms
 from protocols.errors import HarnessError
 from protocols.schema import TrunkSpec
-from tests.methods.naive_vit import Array, block, embedded, layer_norm, linear, shaken, weights_of
+from tests.methods.naive_vit import Array, block, embedded, layer_norm, linear, shaken, slopes, weights_of
 
 TRUNK = TrunkSpec(image_size=16, patch_size=4, width=16, depth=2, heads=2, layer_scale=0.5)
 SOBEL = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
@@ -125,10 +126,10 @@ def test_histograms_are_exact_under_autocast(images: Tensor) -> None:
     assert torch.equal(found, cells_of(images))
 
 
-def test_loss_is_the_definitions(method: MaskedFeaturePrediction, images: Tensor) -> None:
+def predicted_by_definition(method: MaskedFeaturePrediction, images: Tensor, pattern: Tensor) -> Array:
+    """(P, F), image by image in float64."""
     weights = weights_of(method)
-    pattern = method.draw(torch.arange(3), 0, 0)
-    squares, predictions = [], []
+    predictions = []
     for image, masked in zip(images, pattern.tolist(), strict=True):
         patches = embedded(weights, image, TRUNK.patch_size)
         for number in range(16):
@@ -138,15 +139,26 @@ def test_loss_is_the_definitions(method: MaskedFeaturePrediction, images: Tensor
         for number in range(TRUNK.depth):
             rows = block(weights, f"trunk.blocks.{number}", rows, TRUNK.heads)
         predicted = linear(weights, "head", layer_norm(weights, "trunk.norm", rows[1:]))
-        targets = by_definition(image, patch=TRUNK.patch_size, cells=2)
-        for number in range(16):
-            if masked[number]:
-                predictions.append(predicted[number])
-                squares += ((predicted[number] - targets[number]) ** 2).tolist()
+        predictions += [predicted[number] for number in range(16) if masked[number]]
+    return np.array(predictions)
+
+
+def test_loss_and_gradients_are_the_definitions(method: MaskedFeaturePrediction, images: Tensor) -> None:
+    pattern = method.draw(torch.arange(3), 0, 0)
+    targets = np.stack([by_definition(image, patch=TRUNK.patch_size, cells=2) for image in images])[pattern]
+    predictions = predicted_by_definition(method, images, pattern)
     out = method(images, NO_TOKENS, pattern)
-    np.testing.assert_allclose(out["logits"].detach(), np.array(predictions), rtol=1e-4, atol=1e-4)
-    assert out["loss"].item() == pytest.approx(sum(squares) / len(squares), rel=1e-5)
-    assert len(squares) == 108 * int(method.count_targets(pattern))
+    np.testing.assert_allclose(out["logits"].detach(), predictions, rtol=1e-4, atol=1e-4)
+    assert out["loss"].item() == pytest.approx(((predictions - targets) ** 2).mean(), rel=1e-5)
+    assert targets.shape == (int(method.count_targets(pattern)), 108)
+
+    double = deepcopy(method).double()
+    found, expected = slopes(
+        double,
+        double(images.double(), NO_TOKENS, pattern)["loss"],
+        lambda: float(((predicted_by_definition(double, images, pattern) - targets) ** 2).mean()),
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_pixels_of_masked_patches_move_targets_alone(method: MaskedFeaturePrediction, images: Tensor) -> None:

@@ -12,7 +12,16 @@ from torch import Tensor
 from methods import build_method, method_spec
 from methods.splitmask import SplitMask
 from protocols.schema import TrunkSpec
-from tests.methods.naive_vit import block, cross_entropy, embedded, layer_norm, linear, shaken, weights_of
+from tests.methods.naive_vit import (
+    block,
+    cross_entropy,
+    embedded,
+    layer_norm,
+    linear,
+    shaken,
+    slopes,
+    weights_of,
+)
 
 # 9 patches: the halves are of 5 and of 4.
 TRUNK = TrunkSpec(image_size=12, patch_size=4, width=16, depth=2, heads=2, layer_scale=0.5)
@@ -80,6 +89,20 @@ def test_both_terms_are_the_definitions(method: SplitMask, batch: tuple[Tensor, 
     assert out["loss_contrast"].item() == pytest.approx(0.7 * contrast, rel=1e-5)
     assert out["loss"].item() == pytest.approx(of_tokens + 0.7 * contrast, rel=1e-5)
     assert torch.equal(out["targets"], batch[1])
+
+
+def test_gradients_are_the_definitions(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Of both terms together: what one of them did not hand back would be missing."""
+    built = build().double()
+    images, tokens, pattern = batch
+
+    def defined() -> float:
+        of_tokens, contrast = by_definition(built, images, tokens, pattern)
+        return of_tokens + 0.7 * contrast
+
+    loss = built(images.double(), tokens, pattern)["loss"]
+    found, expected = slopes(built, loss, defined)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_split_is_in_half(method: SplitMask) -> None:

@@ -101,6 +101,16 @@ def test_launchers_and_clusters_are_told_where_they_lie(both: tuple[Path, Path],
     assert words[words.index("--code") + 1] != code_digest()
 
 
+def test_commands_that_are_shown_take_them_along(
+    both: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "--protocol", "mini", "--work-dir", str(tmp_path / "none")]) == 2
+    assert f"run_benchmark.py --protocol mini --plugin {both[0]} {both[1]}, or" in capsys.readouterr().err
+    fork = ["fork", "mini", "mine", "--out", str(tmp_path / "mine.yaml")]
+    assert main(fork) == 0
+    assert f"mine.yaml --plugin {both[0]} {both[1]}\n" in capsys.readouterr().out
+
+
 def test_words_after_plugin_are_its_own_up_to_the_next_option() -> None:
     assert plugins_in(["--plugin", "a.py", "b", "--methods", "mim", "--plugin=c.py"]) == ["a.py", "b", "c.py"]
     assert plugins_in(["--protocol", "mini", "--plugin"]) == []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmark.cli import main
@@ -94,12 +96,24 @@ def test_a_folder_is_a_package_whose_files_import_one_another(tmp_path: Path) ->
     assert [Path(name).name for name in tokenizer.sources if Path(name).is_absolute()] == ["brightness.py"]
     assert {"tokenizers/base.py", "protocols/geometry.py"} <= set(tokenizer.sources)
     assert load_protocol("mine").name == "mine"
+    assert load_protocol("Mine").argument == str(folder / "mine.yaml")
     before = method.source_digest
     (folder / "_shared.py").write_text(SHARED + "# edited\n")
     assert method_spec("ring-mim").source_digest != before
     unload_plugins()
     assert "mine" not in list_protocols()
     assert "brightness" not in list_tokenizers()
+
+
+def test_what_is_hidden_in_a_folder_is_no_part_of_it(tmp_path: Path) -> None:
+    for name, text in {
+        "ring.py": METHOD,
+        ".venv/lib/other.py": "import torch\ntorch.manual_seed(0)\n",
+    }.items():
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pack" / name).write_text(text)
+    load_plugins([tmp_path / "pack"], packages=False)
+    assert method_spec("ring-mim").origin == "plug-in pack/ring.py"
 
 
 def test_a_package_with_an_init_file_is_loaded_once(tmp_path: Path) -> None:
@@ -147,6 +161,42 @@ def test_nothing_remains_of_a_plug_in_that_fails_half_way(load: Load) -> None:
     assert not [name for name in sys.modules if name.startswith("plugin_mine")]
 
 
+def test_one_file_in_two_spellings_is_one(load: Load, tmp_path: Path) -> None:
+    path = load(METHOD)
+    (tmp_path / "other").mkdir()
+    load_plugins([tmp_path / "other" / ".." / path.name], packages=False)
+    assert loaded_plugins() == (str(path),)
+
+
+def test_what_a_plug_in_prints_is_no_part_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        changed(
+            DATA_SET,
+            ("def read(folder, split):\n", "print('here')\n\ndef read(folder, split):\n    print(1)\n"),
+        )
+    )
+    (tmp_path / "stripes").mkdir()
+    for split in ("train", "test"):
+        np.savez(
+            tmp_path / "stripes" / f"{split}.npz",
+            images=np.zeros((4, 8, 8), dtype=np.uint8),
+            labels=np.arange(4) % 2,
+        )
+    words = [
+        "check",
+        "stripes",
+        "--json",
+        "--plugin",
+        str(tmp_path / "mine.py"),
+        "--data-root",
+        str(tmp_path),
+    ]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["counts"]["FAILED"] == 0
+    assert {"here", "1"} <= set(shown.err.splitlines())
+
+
 def test_list_shows_who_brings_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "pack"
     folder.mkdir()
@@ -183,3 +233,8 @@ def test_data_files_that_a_specification_names_are_part_of_its_code(load: Load, 
     before = method_spec("ring-mim").source_digest
     table.write_text("1,3\n")
     assert method_spec("ring-mim").source_digest != before
+    beside = named.replace(repr(str(table)), "'table.csv'")
+    load(beside)
+    assert table in method_spec("ring-mim").sources
+    with pytest.raises(HarnessError, match=r"mine\.py:22: method ring-mim: sources names 'tables\.csv'"):
+        load(beside.replace("table.csv", "tables.csv"))

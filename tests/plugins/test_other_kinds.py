@@ -179,6 +179,7 @@ def test_image_files_are_listed_and_not_read(load: Load, tmp_path: Path) -> None
         ('return archive["images"], archive["labels"][:2]', r"a whole number for each of 6 images .*\(2,\)"),
         ('return archive["images"], archive["labels"] + 1', "gives labels from 1 to 2; it has 2 classes"),
         ('return archive["pixels"], 1', r"mine\.py:10: its reader failed on .*KeyError.*make_stripes\.py"),
+        ("raise SystemExit(0)", r"mine\.py:10: its reader failed on .*SystemExit: 0"),
         ('return ["a.png"]', r"must list \(path, label\), got 'a\.png'"),
         ('return [("../a.png", 0)]', r"its lists name '\.\./a\.png', which is no file of"),
         ("return []", "its reader .* lists no image"),

@@ -12,7 +12,7 @@ from benchmark.cli import main
 from benchmark.plugin_packages import forget_packages, load_packages
 from benchmark.plugins import plugin_of
 from methods import broken_methods, list_methods, method_spec
-from protocols import list_protocols
+from protocols import list_protocols, load_protocol
 from protocols.errors import HarnessError, ProtocolViolation
 from protocols.load import FOLDER
 from tests.plugins.plugin_texts import METHOD, TOKENIZER, changed
@@ -72,6 +72,7 @@ def test_a_package_brings_methods_tokenizers_and_protocols(
     assert "mim.py" in spec.files
     assert tokenizer_spec("brightness").origin == "package fair-ring 1.2"
     assert "mine" in list_protocols()
+    assert load_protocol("mine").argument == "mine"
     assert main(["list", "methods"]) == 0
     assert "package fair-ring 1.2" in capsys.readouterr().out
 

@@ -60,7 +60,7 @@ def test_a_bundle_brings_the_protocols_file_and_cards_that_any_tar_takes_out(
     cards = {path.parent.name: path.read_text() for path in tmp_path.glob("out/cells/*/card.md")}
     assert set(cards) == {lab.id("pretrain"), lab.id("tokenise")}
     card = cards[lab.id("pretrain")]
-    assert card == card_text(lab.records[lab.id("pretrain")], lab.records.values())
+    assert card == card_text(lab.records[lab.id("pretrain")], lab.records.values(), protocol=lab.protocol)
     assert f"| slice pretraining | {lab.protocol.slices['pretraining']} |" in card
     assert "| finetune | 0 | top1_percent | 25.00 % | 40 | clean |" in card
     assert "--methods mim --tokenizers k-pixel --trunks vit-tiny-test --seeds 0" in card
@@ -75,13 +75,13 @@ def test_a_card_says_what_was_changed_and_nothing_of_other_weights(lab: Lab) -> 
             "method": MethodUse(name="<b>a|b", source_digest="s", plugin="ring.py"),
         }
     )
-    card = card_text(changed, [])
+    card = card_text(changed, [], protocol=lab.protocol)
     assert "**Not under the protocol as it stands**" in card
     assert "--set pretraining.epochs=9" in card
     assert "| method | &lt;b>a\\|b (brought by the plug-in ring.py) |" in card
     assert "finetune" not in card
     other = record.model_copy(update={"artefacts": {WEIGHTS_NAME: "0" * 64}})
-    assert "finetune" not in card_text(other, lab.records.values())
+    assert "finetune" not in card_text(other, lab.records.values(), protocol=lab.protocol)
 
 
 def test_weights_that_are_asked_for_let_another_lab_evaluate(lab: Lab, tmp_path: Path) -> None:

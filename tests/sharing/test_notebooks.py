@@ -16,7 +16,7 @@ from benchmark.merging import merge_bundle
 from leaderboard import load_curves, load_records
 from leaderboard.bundle import open_bundle
 from leaderboard.notebook import COLUMNS, CURVE_COLUMNS, LONG_COLUMNS
-from leaderboard.record import Compliance, write_record
+from leaderboard.record import Compliance, Metric, write_record
 from protocols import load_protocol
 from protocols.errors import HarnessError
 from tests.benchmark.made_records import IMAGES, Lab
@@ -109,6 +109,18 @@ def test_what_is_not_comparable_says_so(tmp_path: Path) -> None:
     assert set(cells.merged_from) == {""}
 
 
+def test_no_metric_and_no_time_of_a_strangers_record_hides_what_a_column_says(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "runs", methods=["mim"])
+    odd = {name: Metric(value=0.5, n=1, unit="%") for name in ("status", "seed", "wall_seconds", "n")}
+    attempt = lab.records[lab.id("finetune")].attempts[0].model_copy(update={"ended": "yesterday"})
+    lab.finish(lab.cell("finetune"), metrics=odd, attempts=(attempt,))
+    line = load_records(lab.work_dir).set_index("cell_id").loc[lab.id("finetune")]
+    assert (line.status, line.seed, line.n) == ("done", 0, 0.5)
+    assert line.wall_seconds != 0.5
+    assert pd.isna(line.ended)
+    assert set(odd) <= set(load_records(lab.work_dir, metrics="long").metric)
+
+
 def test_mistakes_are_told(tmp_path: Path, lab: Lab) -> None:
     with pytest.raises(HarnessError, match="no cells under"):
         load_records(tmp_path)
@@ -124,6 +136,29 @@ def test_curves_have_each_step_once_and_the_later_line(lab: Lab) -> None:
     cell_id = min(one for one in lab.records if one.startswith("pretrain-"))
     assert list(curves[curves.cell_id == cell_id].loss) == [1.0, 0.5, 9.0, 9.0]
     assert str(curves.step.dtype) == "Int64"
+
+
+def test_lines_that_are_none_of_a_metrics_file_are_passed_over(lab: Lab, tmp_path: Path) -> None:
+    """Records and curves may be a stranger's, out of a bundle."""
+    cell = tmp_path / "mini" / "cells" / "one"
+    cell.mkdir(parents=True)
+    empty = load_curves(tmp_path)
+    assert list(empty.columns) == list(CURVE_COLUMNS)
+    assert (str(empty.cell_id.dtype), str(empty.step.dtype)) == ("object", "Int64")
+    lines = (
+        '{"step": 1, "loss": "low", "lr": 0.5, "seconds": null, "note": "text"}', "[2]", '{"step": true}',
+        f'{{"step": {10**30}, "loss": 1}}', '{"step": 2, "phase": 3}', f'{{"step": 3, "loss": {10**400}}}',
+        '{"step": 1, "phase": "k-means", "cell_id": 7}',
+    )  # fmt: skip
+    (cell / "metrics.jsonl").write_text("\n".join(lines))
+    curves = load_curves(tmp_path)
+    assert list(curves.columns) == list(CURVE_COLUMNS)
+    assert curves[["cell_id", "phase", "step"]].to_numpy().tolist() == [
+        ["one", "", 1], ["one", "", 3], ["one", "k-means", 1],
+    ]  # fmt: skip
+    assert curves.lr.dropna().tolist() == [0.5]
+    assert curves.loss.isna().all()
+    assert len(load_records(lab.work_dir, ["mini", "mini"])) == len(lab.records), "named twice, read once"
 
 
 def test_the_page_runs_and_names_every_column(

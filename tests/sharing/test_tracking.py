@@ -228,6 +228,22 @@ def test_long_files_are_handed_over_in_pieces(lab: Lab, monkeypatch: pytest.Monk
     assert found["result/top1_percent"] == [(190, 25.0)]
 
 
+def test_a_strangers_metrics_file_stops_nothing_and_leads_nowhere(lab: Lab) -> None:
+    """A bundle may bring any text as the metrics of a merged cell."""
+    line = {"step": 5, "steps": 9, "loss": 1.0, "images_per_second": 1.0, "seconds": 1.0}
+    for change in (
+        {"step": 10**30}, {"seconds": 10**400}, {"lr": 10**400}, {"\ud800": 1}, {"phase": "../../.."},
+        {"phase": ".."}, {"phase": "x" * 300},
+    ):  # fmt: skip
+        append_line(lab.folder("finetune") / "metrics.jsonl", json.dumps({**line, **change}))
+    written(lab.folder("pretrain"), range(10, 30, 10), loss=100)
+    followed(lab)
+    assert [step for step, _ in shown(lab, lab.id("pretrain"))["loss"]] == [10, 20]
+    assert shown(lab, lab.id("finetune"))["loss"] == [(5, 1.0)]
+    events = (lab.cells.parent / "tracking").rglob("events.*")
+    assert {path.relative_to(lab.cells.parent).parts[2] for path in events} == set(lab.records)
+
+
 def test_the_command_hands_over_what_is_there(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     written(lab.folder("pretrain"), range(10, 30, 10), loss=100)
     words = ["track", "--protocol", str(TINY), "--work-dir", str(lab.work_dir), "--to", "TensorBoard"]

@@ -53,8 +53,9 @@ def test_the_map_is_the_full_models(extractor: TimmFeatures, images: Tensor, fea
 def test_bytes_do_not_depend_on_the_batch(
     extractor: TimmFeatures, images: Tensor, features: Tensor, batch: int
 ) -> None:
-    parts = torch.cat([extractor.features(part) for part in images[:30].split(batch)])
-    assert torch.equal(parts, features[:30])
+    count = min(30, 6 * batch)  # an image alone takes the time of a whole block
+    parts = torch.cat([extractor.features(part) for part in images[:count].split(batch)])
+    assert torch.equal(parts, features[:count])
 
 
 def test_no_images_give_no_features(extractor: TimmFeatures, images: Tensor) -> None:
