@@ -21,7 +21,7 @@ from tests.benchmark.forked_ranks import in_processes, run_command
 from tests.benchmark.test_run import command, wait_for
 
 # Long enough to be killed in the middle; the paths that each process drops are drawn by its rank.
-SELECTION = ("--methods", "mapet", "--evaluations", "linear-probe", "--set", "pretraining.epochs=16")
+SELECTION = ("--methods", "mapet", "--evaluations", "linear-probe", "--set", "pretraining.epochs=24")
 TWO = ("--gpus-per-cell", "2", "--checkpoint-seconds", "0", "--quiet")
 
 
@@ -102,16 +102,17 @@ def test_killed_processes_leave_nobody_and_what_goes_on_ends_with_the_same_bits(
     # failure of the cell, and the harness starts it again.
     os.kill(trainers[1], signal.SIGKILL)
     wait_for(lambda: not set(trainers) & set(processes_of(parts, cell)))
-    wait_for(lambda: len(processes_of(parts, cell)) == 3)
+    step = newest_step(parts, cell)
+    wait_for(lambda: newest_step(parts, cell) > step)
+    assert len(processes_of(parts, cell)) == 3
     harness.kill()  # the parent of all, alone; torchrun is killed by that, and so are its processes
     harness.wait(30)
     wait_for(lambda: not processes_of(parts, cell))
-    assert read_record(parts / "tiny" / "cells" / cell.id) is None, "nobody has trained on to the end"
 
     resumed = run_as_two(parts, cell)
     assert resumed.artefacts == undisturbed.artefacts, "SHA-256 of the trunk and of the method's weights"
     assert resumed.metrics == undisturbed.metrics
-    assert [one.outcome for one in resumed.attempts][-2:] == ["interrupted", "done"]
+    assert [one.outcome for one in resumed.attempts] == ["interrupted", "interrupted", "done"]
 
 
 def test_every_stage_of_two_processes_is_recorded_once(whole: Path) -> None:
