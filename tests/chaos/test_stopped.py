@@ -292,6 +292,7 @@ def test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes
     """It would take its cells with it before they have saved their step."""
     from multiprocessing import forkserver
 
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that another test has started otherwise
     forked_cell.fork_server(Runtime(device="cpu", jobs=1, threads=1))
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
