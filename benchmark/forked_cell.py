@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import signal
 import time
-from multiprocessing import forkserver
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def start_forked(job: Job) -> ForkServerProcess:
     while True:
         process = fork_server(job.runtime).Process(target=run_in_child, args=(job,), name=job.cell.id)
         try:
-            process.start()
+            # Of a server that is just dying, this finds out by itself, and starts the next.
+            with _given_to_a_server():
+                process.start()
         except (EOFError, ConnectionError) as error:
             deadline = deadline or time.monotonic() + DYING_SECONDS
             if time.monotonic() > deadline:
@@ -50,31 +54,41 @@ def start_forked(job: Job) -> ForkServerProcess:
 def fork_server(runtime: Runtime) -> multiprocessing.context.ForkServerContext:
     """The fork server, started on first use; what it imports must start no threads and no CUDA.
 
-    It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
-    this process's path nor anything but the current folder. SIGINT and SIGHUP are ignored from its
-    first moment, for a terminal sends them to the whole group; and SIGTERM, which systems send to all
-    processes of a job: cells end with it (worker.py), and could not save their step. So it ends with
-    this process by the kernel, from its first import on.
+    It ends with this process by the kernel, from its first import on.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     threads = {
         name: str(runtime.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ |= threads
+    with _given_to_a_server():
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _given_to_a_server() -> Iterator[None]:
+    """What a server that is started meanwhile has from its first moment on.
+
+    It is told where the repository is and to look nowhere else for it: Python 3.11 gives it neither
+    this process's path nor anything but the current folder. SIGINT and SIGHUP are blocked, for a terminal
+    sends them to the whole group; and SIGTERM, which systems send to all processes of a job: cells end with
+    it (worker.py), and could not save their step. From its first import on (ends_with_harness.py) it ignores
+    them; this process is told of them a moment later.
+    """
+    resource_tracker.ensure_running()  # which frees some of these signals once it has started
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     given = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", PARENT_VARIABLE: str(os.getpid())}
     before = {name: os.environ.get(name) for name in given}
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         os.environ |= given
-        forkserver.ensure_running()
+        yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-    return context
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -65,6 +65,12 @@ def process_of_the_cell(work_dir: Path) -> int:
     return int([line for line in lines if '"start"' in line][-1].rpartition('"pid": "')[2].rstrip('"}'))
 
 
+def has_begun(work_dir: Path) -> bool:
+    folder = fine_tuning(work_dir)
+    path = folder / "attempts.jsonl" if folder else None
+    return bool(path and path.exists() and '"start"' in path.read_text())
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -86,7 +92,7 @@ def test_whoever_is_killed_the_same_command_ends_with_the_same_bits(
         wait_for(lambda: told(work_dir) not in (before, 0) or goes_on(process_of_the_cell(work_dir)))
 
     def disturb_it() -> None:
-        wait_for(lambda: bool(list(work_dir.glob("tiny/cells/finetune-*/attempts.jsonl"))))
+        wait_for(lambda: has_begun(work_dir))
         next_step()
         os.kill(process_of_the_cell(work_dir), signal.SIGKILL)
         next_step()

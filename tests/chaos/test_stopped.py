@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +34,7 @@ from tests.benchmark import engine_run
 from tests.benchmark.engine_run import TINY
 
 ROOT = Path(__file__).parent.parent.parent
+RUNTIME = Runtime(device="cpu", jobs=1, threads=1)
 
 
 @pytest.fixture
@@ -288,17 +291,61 @@ def test_a_training_that_is_stopped_in_its_last_step_saves_it_and_does_not_go_on
     assert engine_run.run(tmp_path, "mim", drop_path=0.0)["images_seen"]
 
 
-def test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes_of_a_job() -> None:
-    """It would take its cells with it before they have saved their step."""
-    from multiprocessing import forkserver
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """None is running, and the one that a test starts imports little and ends with the test."""
+    stop = forkserver._forkserver._stop  # type: ignore[attr-defined]
+    monkeypatch.setattr(forked_cell, "IMPORTED", forked_cell.IMPORTED[:1])
+    stop()
+    yield
+    stop()
 
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # one that another test has started otherwise
-    forked_cell.fork_server(Runtime(device="cpu", jobs=1, threads=1))
+
+def server_has(field: str, number: int) -> bool:
+    """Whether a field of signals (SigIgn, SigBlk) of the server's status has this one."""
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (ignored,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:")]
+    (mask,) = [int(line.split()[1], 16) for line in lines if line.startswith(f"{field}:")]
+    return bool(mask >> (number - 1) & 1)
+
+
+@pytest.mark.usefixtures("no_server")
+def test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes_of_a_job() -> None:
+    """It would take its cells with it before they have saved their step."""
+    forked_cell.fork_server(RUNTIME)
+    assert all(server_has("SigIgn", number) or server_has("SigBlk", number) for number in STOPPING)
+
+
+@pytest.mark.usefixtures("no_server")
+def test_so_does_one_that_is_started_because_the_last_has_just_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """multiprocessing finds that out while it starts a process, and starts the next server by itself.
+
+    That has forked a cell here: it has imported what it imports first.
+    """
+    server = forked_cell.fork_server(RUNTIME)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    monkeypatch.setattr(forked_cell, "fork_server", lambda runtime: server)
+    monkeypatch.setattr(forked_cell, "run_in_child", id)
+    job = SimpleNamespace(runtime=RUNTIME, cell=SimpleNamespace(id="cell"))
+    process = forked_cell.start_forked(job)  # type: ignore[arg-type]
+    process.join()
+    assert process.exitcode == 0
     for number in STOPPING:
-        assert ignored >> (number - 1) & 1, number
+        assert server_has("SigIgn", number)
+        assert not server_has("SigBlk", number), "cells inherit that, and would not be stopped"
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    assert b"PYTHONSAFEPATH=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def test_a_signal_to_the_harness_is_not_lost_while_it_starts_a_server() -> None:
+    """At once or a moment later, by whether another thread can take it."""
+
+    def start() -> None:
+        with stopped_by_signals(), forked_cell._given_to_a_server():
+            signal_me(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        start()
 
 
 def test_the_server_that_cells_are_forked_from_ends_with_the_harness_whatever_it_does() -> None:

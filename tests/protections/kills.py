@@ -149,10 +149,17 @@ PROTECTIONS = (
     ),
     Protection(
         promise="signals to all processes of a job leave the server that cells are forked from alive",
+        file="benchmark/ends_with_harness.py",
+        removed="    signal.signal(number, signal.SIG_IGN)\n",
+        instead="    pass\n",
+        test=f"{STOPPED}::test_so_does_one_that_is_started_because_the_last_has_just_died",
+    ),
+    Protection(
+        promise="one that is started by itself, because the last has just died, is given what the first was",
         file="benchmark/forked_cell.py",
-        removed="signal.signal(number, signal.SIG_IGN) for number in STOPPING}",
-        instead="signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}",
-        test=f"{STOPPED}::test_the_server_that_cells_are_forked_from_outlives_signals_to_all_processes_of_a_job",
+        removed="            with _given_to_a_server():\n                process.start()\n",
+        instead="            process.start()\n",
+        test=f"{STOPPED}::test_so_does_one_that_is_started_because_the_last_has_just_died",
     ),
     Protection(
         promise="the server that cells are forked from ends with the harness, while it imports, too",
