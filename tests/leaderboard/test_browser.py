@@ -63,6 +63,11 @@ def _shown(page: Any, part: str) -> list[bool]:
     return [one.is_visible() for one in page.locator(f"#table1-table .place .{part}").all()]
 
 
+def _wait_for_order(head: Any, order: str) -> None:
+    """The column is sorted a moment after it was asked for: DataTables lets the browser draw before."""
+    playwright.expect(head).to_have_attribute("aria-sort", order, timeout=60_000)
+
+
 def test_every_table_is_live(page: Any) -> None:
     assert page.locator("table.sortable").count() == page.locator("table.dataTable").count() == 2
     assert page.locator("details a.more").count() == 0
@@ -73,12 +78,13 @@ def test_columns_sort_by_mouse_and_back(page: Any) -> None:
     given = _names(page)
     head = page.locator("#table1-table > thead th.n")
     head.click()
-    assert head.get_attribute("aria-sort") == "descending"
+    _wait_for_order(head, "descending")
     assert _names(page)[:3] == ["mim", "mapet", "mim"]
     head.click()
-    assert head.get_attribute("aria-sort") == "ascending"
+    _wait_for_order(head, "ascending")
     assert [name for name in _names(page) if name in ("mim", "mapet")] == ["mim", "mapet", "mim"]
     head.click()
+    playwright.expect(head).not_to_have_attribute("aria-sort", "ascending", timeout=60_000)
     assert _names(page) == given
 
 
@@ -87,7 +93,7 @@ def test_columns_sort_by_keyboard(page: Any) -> None:
     target = head if head.get_attribute("tabindex") is not None else head.locator("[tabindex]").first
     target.focus()
     page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "descending"
+    _wait_for_order(head, "descending")
     tokenizers = page.locator("#board tbody tr td:nth-child(2)").all_inner_texts()
     assert tokenizers[0] == "k-feature"
 
@@ -113,7 +119,9 @@ def test_one_figure_is_chosen_and_sorted_by(page: Any, choice: str) -> None:
     assert {part: sum(_shown(page, part)) for part in parts} == dict.fromkeys(parts, 0) | {
         choice: parts[choice]
     }
-    page.locator("#table1-table > thead th.n").click()
+    head = page.locator("#table1-table > thead th.n")
+    head.click()
+    _wait_for_order(head, "descending")
     shown = page.locator("#table1-table tbody tr:not(.theirs) td.place").evaluate_all(
         "(cells) => cells.map((cell) => cell.innerText)"
     )
