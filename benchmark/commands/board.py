@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark.commands.text import styled
+from benchmark.plugins import words_of_plugins
 from benchmark.survey import present_sources
 from leaderboard.record import Record
 from protocols.errors import HarnessError
 from protocols.schema import Protocol
+
+
+def check_has_records(work_dir: Path, protocol: Protocol, *, given: str) -> None:
+    """HarnessError, with the command that makes some, if there are none. `given`: the protocol as asked."""
+    if (work_dir / protocol.name / "cells").is_dir():
+        return
+    command = shlex.join(["python", "run_benchmark.py", "--protocol", given, *words_of_plugins()])
+    raise HarnessError(
+        f"no records of protocol {protocol.name} under {work_dir}; make some with {command}, or name their "
+        "folder with --work-dir"
+    )
 
 
 def show_board(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import Namespace
 
-from benchmark.commands.board import show_comparison
+from benchmark.commands.board import check_has_records, show_comparison
 from benchmark.commands.options import Parser, add_protocol
-from benchmark.plugins import words_of_plugins
 from protocols import load_protocol
 from protocols.errors import HarnessError
 
@@ -43,14 +41,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Compare and show."""
     protocol = load_protocol(options.protocol)
-    if not (options.work_dir / protocol.name / "cells").is_dir():
-        command = shlex.join(
-            ["python", "run_benchmark.py", "--protocol", options.protocol, *words_of_plugins()]
-        )
-        raise HarnessError(
-            f"no records of protocol {protocol.name} under {options.work_dir}; make some with "
-            f"{command}, or name their folder with --work-dir"
-        )
+    check_has_records(options.work_dir, protocol, given=options.protocol)
     given = [name for value in options.evaluations for name in value.split(",") if name]
     if not given:
         raise HarnessError("--evaluations names nothing; give at least one name, or all")

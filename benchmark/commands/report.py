@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from benchmark.commands.board import show_board
+from benchmark.commands.board import check_has_records, show_board
 from benchmark.commands.options import Parser, add_protocol
-from benchmark.plugins import words_of_plugins
 from protocols import load_protocol
-from protocols.errors import HarnessError
 
 SUMMARY = "the board again, from the records alone"
 DESCRIPTION = """\
@@ -40,13 +37,6 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     """Rebuild and show."""
     protocol = load_protocol(options.protocol)
-    if not (options.work_dir / protocol.name / "cells").is_dir():
-        command = shlex.join(
-            ["python", "run_benchmark.py", "--protocol", options.protocol, *words_of_plugins()]
-        )
-        raise HarnessError(
-            f"no records of protocol {protocol.name} under {options.work_dir}; make some with "
-            f"{command}, or name their folder with --work-dir"
-        )
+    check_has_records(options.work_dir, protocol, given=options.protocol)
     show_board(options.work_dir, protocol, out=options.out, as_json=options.json, full=options.full)
     return 0
